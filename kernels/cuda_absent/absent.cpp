@@ -1,0 +1,32 @@
+// Stands in for cuda/ in a build without a CUDA toolkit: everything links, and says so when a GPU is asked for.
+#include "kernels/backends.h"
+#include "kernels/base/error.h"
+#include "kernels/device_memory.h"
+
+namespace levin::kernels::cuda {
+
+namespace {
+[[noreturn]] void absent() {
+    fail(Fault::input, "device",
+         "this levin was built without CUDA; use trainer.device=cpu, or install the CUDA toolkit and run launch/build again");
+}
+}  // namespace
+
+#define LEVIN_KERNEL(name, Args) \
+    void name(const Stream&, const Args&) { absent(); }
+#include "kernels/kernels.def"
+#undef LEVIN_KERNEL
+
+void* allocate(const Device&, size_t) { absent(); }
+void release(const Device&, void*) noexcept {}
+void copy_bytes(const Stream&, const Device&, void*, const Device&, const void*, size_t) { absent(); }
+Stream default_stream(const Device&) { absent(); }
+void synchronize(const Stream&) { absent(); }
+bool built_with_cuda() { return false; }
+int device_count(std::string* why_none) {
+    if (why_none) *why_none = "this levin was built without CUDA";
+    return 0;
+}
+DeviceInfo device_info(int) { absent(); }
+
+}  // namespace levin::kernels::cuda

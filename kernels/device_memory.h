@@ -1,0 +1,44 @@
+// Memory and streams of a device, the part of a back end that is no arithmetic.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "kernels/base/stream.h"
+
+namespace levin::kernels {
+
+// Raw memory, 64-byte aligned on the CPU, 256 on a GPU. Throws Error(internal) that names the size when there is none.
+void* allocate(const Device& device, size_t bytes);
+void release(const Device& device, void* pointer) noexcept;
+
+// Copies between any two devices, ordered after the work queued on `stream`; returns when `to` may be read by the host
+// if either side is host memory.
+void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device, const void* from, size_t bytes);
+
+Stream default_stream(const Device& device);
+void synchronize(const Stream& stream);
+
+struct DeviceInfo {
+    std::string name, compute_capability;
+    size_t total_bytes = 0, free_bytes = 0;
+    int multiprocessors = 0;
+};
+bool built_with_cuda();
+// GPUs that can be used now (0 without a driver or in a build without CUDA) and why there is none.
+int cuda_device_count(std::string* why_none = nullptr);
+DeviceInfo cuda_device_info(int index);
+
+namespace cuda {  // implemented by cuda/ and, throwing "built without CUDA", by cuda_absent/
+void* allocate(const Device& device, size_t bytes);
+void release(const Device& device, void* pointer) noexcept;
+void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device, const void* from, size_t bytes);
+Stream default_stream(const Device& device);
+void synchronize(const Stream& stream);
+bool built_with_cuda();
+int device_count(std::string* why_none);
+DeviceInfo device_info(int index);
+}  // namespace cuda
+
+}  // namespace levin::kernels

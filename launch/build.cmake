@@ -1,0 +1,40 @@
+# Third-party libraries and the three functions every CMakeLists.txt here uses.
+
+find_package(OpenMP REQUIRED COMPONENTS CXX)
+find_package(Threads REQUIRED)
+find_package(fmt REQUIRED)
+if(LEVIN_TESTS)
+  find_package(GTest REQUIRED)
+endif()
+
+# One interface target that carries what every file of levin is compiled with.
+add_library(levin_options INTERFACE)
+target_include_directories(levin_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/generated)
+target_compile_options(levin_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -march=${LEVIN_ARCH} -ffp-contract=fast>)
+if(LEVIN_SANITIZE)
+  target_compile_options(levin_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LEVIN_SANITIZE} -fno-omit-frame-pointer>)
+  target_link_options(levin_options INTERFACE -fsanitize=${LEVIN_SANITIZE})
+endif()
+target_link_libraries(levin_options INTERFACE OpenMP::OpenMP_CXX Threads::Threads fmt::fmt)
+
+# levin_room(NAME SOURCES a.cpp .. LINKS lib ..): the static library levin_NAME.
+function(levin_room name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;LINKS" ${ARGN})
+  add_library(levin_${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(levin_${name} PUBLIC levin_options ${ARG_LINKS})
+endfunction()
+
+# levin_test(NAME SOURCES a.cpp .. LINKS lib .. [LABELS gpu] [RANKS n]): one GoogleTest program, one ctest entry.
+function(levin_test name)
+  cmake_parse_arguments(ARG "" "RANKS" "SOURCES;LINKS;LABELS" ${ARGN})
+  add_executable(${name}_test ${ARG_SOURCES})
+  target_link_libraries(${name}_test PRIVATE ${ARG_LINKS} GTest::gtest GTest::gtest_main)
+  set(command $<TARGET_FILE:${name}_test>)
+  if(ARG_RANKS)
+    set(command ${MPIEXEC_EXECUTABLE} --allow-run-as-root --oversubscribe -n ${ARG_RANKS} ${command})
+  endif()
+  add_test(NAME ${name} COMMAND ${command})
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900
+    ENVIRONMENT "LEVIN_SOURCE_DIR=${PROJECT_SOURCE_DIR}")
+endfunction()
