@@ -1,0 +1,143 @@
+// The configuration of a run: one plain struct per section of the YAML file. Every key is declared once, with
+// its documentation, default and range, in trainer/schema.cpp; docs/config.md is generated from there.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/base/dtype.h"
+#include "kernels/base/stream.h"
+#include "model/config.h"
+
+namespace levin {
+
+struct RunConfig {
+    std::string folder;
+    std::string name;
+    bool operator==(const RunConfig&) const = default;
+};
+
+struct DataSource {
+    std::string prefix;   // PREFIX.bin and PREFIX.idx
+    double weight = 1.0;  // relative share of the samples
+    bool operator==(const DataSource&) const = default;
+};
+
+struct DataConfig {
+    std::vector<DataSource> train;
+    std::vector<DataSource> validation;  // empty: no evaluation
+    bool shuffle = true;
+    bool packed_documents = false;  // the attention state restarts at every document border
+    int64_t prefetch = 4;           // micro-batches read ahead
+    bool operator==(const DataConfig&) const = default;
+};
+
+enum class Recompute { none, selective, full };
+
+struct TrainerConfig {
+    int64_t steps = 1000;
+    int64_t seed = 1234;
+    int64_t threads = 0;  // per rank; 0: all cores / ranks on this host
+    DeviceType device = DeviceType::cpu;
+    DType precision = DType::f32;  // of the arithmetic; master weights are f32 (f64 with f64)
+    int64_t sequence_length = 1024;
+    int64_t micro_batch = 1;   // sequences per rank and pass
+    int64_t global_batch = 8;  // sequences per update over all ranks
+    Recompute recompute = Recompute::none;
+    double clip_grad_norm = 1.0;  // 0: no clipping
+    double z_loss = 0.0;
+    int64_t eval_every = 0;         // steps; 0: only at the end
+    int64_t eval_batches = 16;      // micro-batches over all ranks; 0: the whole validation set
+    int64_t log_every = 10;         // steps between plain progress lines
+    int64_t loss_chunk_tokens = 0;  // tokens whose logits exist at one time; 0: chosen by the program
+    bool operator==(const TrainerConfig&) const = default;
+};
+
+struct OptimizerConfig {
+    double learning_rate = 3e-4;
+    double min_learning_rate = 3e-5;
+    double beta1 = 0.9;
+    double beta2 = 0.95;
+    double eps = 1e-8;
+    double weight_decay = 0.1;
+    bool operator==(const OptimizerConfig&) const = default;
+};
+
+enum class ScheduleType { cosine, linear, constant, wsd };
+
+struct ScheduleConfig {
+    ScheduleType type = ScheduleType::cosine;
+    int64_t warmup_steps = 100;
+    int64_t decay_steps = 0;  // wsd: length of the final decay; 0: a tenth of trainer.steps
+    bool operator==(const ScheduleConfig&) const = default;
+};
+
+struct CheckpointConfig {
+    int64_t every = 0;   // steps; 0: only at the end
+    int64_t keep = 3;    // newest ones kept; 0: all
+    std::string folder;  // empty: run.folder/checkpoints
+    bool resume = true;  // `auto`: go on from the newest good checkpoint; `none`: start at step 0
+    bool operator==(const CheckpointConfig&) const = default;
+};
+
+struct ParallelConfig {
+    int64_t tp = 1, cp = 1, pp = 1, zero = 0;  // data parallelism takes the remaining ranks
+    int64_t bucket_mib = 25;                   // gradients reduced together
+    bool operator==(const ParallelConfig&) const = default;
+};
+
+struct LogConfig {
+    bool tensorboard = true;
+    bool report = true;
+    bool operator==(const LogConfig&) const = default;
+};
+
+struct Config {
+    RunConfig run;
+    ModelConfig model;
+    DataConfig data;
+    TrainerConfig trainer;
+    OptimizerConfig optimizer;
+    ScheduleConfig schedule;
+    CheckpointConfig checkpoint;
+    ParallelConfig parallel;
+    LogConfig log;
+    bool operator==(const Config&) const = default;
+
+    // checkpoint.folder, or its default under run.folder.
+    std::string checkpoint_folder() const;
+};
+
+// Reads a YAML file, the files its `base:` key names (below it), then `key=value` overrides. Every mistake is
+// an Error(input) with file:line:column (or the override) and what would work. Calls validate().
+Config load_config(const std::string& path, const std::vector<std::string>& overrides = {});
+// The same from YAML text; `name` stands for the file in messages, `base:` paths are relative to the working
+// folder.
+Config parse_config(const std::string& text, const std::string& name,
+                    const std::vector<std::string>& overrides = {});
+
+// Combinations that cannot work, checked before anything is allocated. Throws Error(input).
+void validate(const Config& config);
+// What `levin train` needs beyond that: run.folder and data.train.
+void validate_for_training(const Config& config);
+// global_batch must be a multiple of micro_batch * data-parallel ranks. Throws Error(input).
+void validate_batch(const Config& config, int64_t data_parallel_ranks);
+
+// Every key with its value, as YAML. Reading it back gives the same config, to the last bit of every number.
+std::string to_yaml(const Config& config);
+std::string to_yaml(const ModelConfig& config);  // only the section `model:`
+
+// docs/config.md: every key with type, default, range and documentation.
+std::string config_markdown();
+
+template <>
+std::span<const EnumName<Recompute>> enum_names();
+template <>
+std::span<const EnumName<ScheduleType>> enum_names();
+template <>
+std::span<const EnumName<DeviceType>> enum_names();
+template <>
+std::span<const EnumName<DType>> enum_names();
+
+}  // namespace levin
