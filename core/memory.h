@@ -1,0 +1,67 @@
+// Caching memory with exact accounting by category.
+//
+// Freed blocks are kept per device and size class and handed out again, because a training step asks for the
+// same sizes over and over and the system's allocator (page faults on CPU, synchronisation on GPU) is far
+// slower. On a GPU the cache is stream-ordered by construction: levin queues all work of a device on one
+// stream.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "kernels/base/stream.h"
+
+namespace levin {
+
+enum class MemoryCategory : int { parameters, gradients, optimizer, activations, workspace };
+inline constexpr int kMemoryCategories = 5;
+std::string to_string(MemoryCategory category);
+
+// A block of device memory; returns to the cache when the last tensor that views it goes.
+class Storage {
+public:
+    Storage(const Device& device, size_t bytes, MemoryCategory category);
+    ~Storage();
+    Storage(const Storage&) = delete;
+    Storage& operator=(const Storage&) = delete;
+
+    void* data() const { return data_; }
+    size_t bytes() const { return bytes_; }
+    const Device& device() const { return device_; }
+
+private:
+    Device device_;
+    size_t bytes_, block_;
+    MemoryCategory category_;
+    void* data_;
+};
+
+// Tensors made while a scope lives are counted under its category; without one, under activations. Per
+// thread.
+class MemoryScope {
+public:
+    explicit MemoryScope(MemoryCategory category);
+    ~MemoryScope();
+    MemoryScope(const MemoryScope&) = delete;
+    static MemoryCategory current();
+
+private:
+    MemoryCategory previous_;
+};
+
+struct MemoryStatistics {
+    std::array<size_t, kMemoryCategories> live{};  // bytes in use now, by category
+    size_t live_total = 0;
+    size_t peak_total = 0;  // highest live_total since the last reset_peak
+    size_t cached = 0;      // bytes held for reuse
+};
+MemoryStatistics memory_statistics(const Device& device);
+void reset_peak_memory(const Device& device);
+// Gives the cached blocks back to the system.
+void release_cached_memory(const Device& device);
+// The categories, one line each, for messages.
+std::string memory_table(const Device& device);
+
+}  // namespace levin
