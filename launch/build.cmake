@@ -13,7 +13,8 @@ target_include_directories(levin_options INTERFACE ${PROJECT_SOURCE_DIR} ${PROJE
 target_compile_options(levin_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Werror -march=${LEVIN_ARCH} -ffp-contract=fast>)
 if(LEVIN_SANITIZE)
-  target_compile_options(levin_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LEVIN_SANITIZE} -fno-omit-frame-pointer>)
+  target_compile_options(levin_options INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=${LEVIN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer>)
   target_link_options(levin_options INTERFACE -fsanitize=${LEVIN_SANITIZE})
 endif()
 target_link_libraries(levin_options INTERFACE OpenMP::OpenMP_CXX Threads::Threads fmt::fmt)
@@ -31,10 +32,11 @@ function(levin_test name)
   add_executable(${name}_test ${ARG_SOURCES})
   target_link_libraries(${name}_test PRIVATE ${ARG_LINKS} GTest::gtest GTest::gtest_main)
   set(command $<TARGET_FILE:${name}_test>)
+  set(environment "LEVIN_SOURCE_DIR=${PROJECT_SOURCE_DIR}")
   if(ARG_RANKS)
-    set(command ${MPIEXEC_EXECUTABLE} --allow-run-as-root --oversubscribe -n ${ARG_RANKS} ${command})
+    set(command ${MPIEXEC_EXECUTABLE} --allow-run-as-root --oversubscribe --bind-to none -n ${ARG_RANKS} ${command})
+    list(APPEND environment OMP_NUM_THREADS=1)  # ranks that spin for each other's cores are slow and prove nothing
   endif()
   add_test(NAME ${name} COMMAND ${command})
-  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900
-    ENVIRONMENT "LEVIN_SOURCE_DIR=${PROJECT_SOURCE_DIR}")
+  set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT 900 ENVIRONMENT "${environment}")
 endfunction()

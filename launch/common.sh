@@ -1,0 +1,91 @@
+# Shared by the scripts in launch/: where the project is, how they speak, what they install. Sourced, never run.
+# shellcheck shell=bash
+
+LEVIN_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+say() { printf '%s\n' "$*"; }
+heading() { printf '\n== %s\n' "$*"; }
+
+# die STATUS MESSAGE: status 2 is something the user can put right, 1 anything else (as in the program itself).
+die() {
+    local status=$1
+    shift
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit "$status"
+}
+
+# The comment block at the top of the calling script is its help text.
+usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
+
+# Open MPI refuses root and more ranks than cores unless told otherwise; a container is often both. Every script that
+# starts ranks goes through here; exporting leaves a value the user has set alone.
+export OMPI_ALLOW_RUN_AS_ROOT=${OMPI_ALLOW_RUN_AS_ROOT:-1}
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM:-1}
+export OMPI_MCA_rmaps_base_oversubscribe=${OMPI_MCA_rmaps_base_oversubscribe:-1}
+# Containers often forbid cross-memory attach; the copy through shared memory always works.
+export OMPI_MCA_btl_vader_single_copy_mechanism=${OMPI_MCA_btl_vader_single_copy_mechanism:-none}
+
+has_gpu() { command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q '^GPU '; }
+
+# Compilers at a time: one per core, but no more than one per 1.5 GiB of memory that is free now.
+build_jobs() {
+    local cores available_kib by_memory
+    cores=$(nproc)
+    available_kib=$(awk '/^MemAvailable:/ { print $2 }' /proc/meminfo 2>/dev/null || true)
+    by_memory=$(( ${available_kib:-0} / 1572864 ))
+    if (( by_memory < 1 )); then by_memory=1; fi
+    say $(( cores < by_memory ? cores : by_memory ))
+}
+
+# packages_of SECTION..: the package names listed there.
+packages_of() {
+    local section
+    for section in "$@"; do
+        awk -v section="[$section]" '
+            /^\[/ { inside = ($1 == section); next }
+            inside { sub(/#.*/, ""); if (NF) print $1 }' "$LEVIN_ROOT/launch/packages.txt"
+    done
+}
+
+# missing_packages SECTION..: those of them that dpkg does not know as installed. Touches no network.
+missing_packages() {
+    local wanted installed
+    wanted=$(packages_of "$@")
+    # shellcheck disable=SC2086  # one word per package
+    installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' $wanted 2>/dev/null |
+        awk '$1 == "installed" { print $2 }') || true
+    comm -23 <(sort -u <<<"$wanted") <(sort -u <<<"$installed")
+}
+
+# install_packages SECTION..: returns 0 when all is there; 2 (with the one command to run printed) when it may not
+# install; apt's own failure otherwise.
+install_packages() {
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        say "no apt here: taking it that the libraries of launch/packages.txt are installed by other means"
+        return 0
+    fi
+    local missing=() as_root=()
+    mapfile -t missing < <(missing_packages "$@")
+    if (( ${#missing[@]} == 0 )); then return 0; fi
+    if (( EUID != 0 )); then
+        if ! command -v sudo >/dev/null || ! sudo -n true 2>/dev/null; then
+            {
+                say "Missing packages, and no right to install them. Run this once, then start again:"
+                say
+                say "  sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends ${missing[*]}'"
+                say
+            } >&2
+            return 2
+        fi
+        as_root=(sudo)
+    fi
+    heading "Installing ${#missing[@]} packages: ${missing[*]}"
+    local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -q -o DPkg::Lock::Timeout=600 -o Acquire::Retries=3)
+    if ! compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null; then
+        "${as_root[@]}" "${apt[@]}" update || return
+    fi
+    # Lists that are there may be old and name files that the mirror has dropped: refresh them, and try once more.
+    "${as_root[@]}" "${apt[@]}" install -y --no-install-recommends "${missing[@]}" && return 0
+    "${as_root[@]}" "${apt[@]}" update || return
+    "${as_root[@]}" "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
+}
