@@ -48,7 +48,7 @@ struct TrainerConfig {
     double clip_grad_norm = 1.0;  // 0: no clipping
     double z_loss = 0.0;
     int64_t eval_every = 0;         // steps; 0: only at the end
-    int64_t eval_batches = 16;      // micro-batches over all ranks; 0: the whole validation set
+    int64_t eval_batches = 16;      // global batches; 0: the whole validation set
     int64_t log_every = 10;         // steps between plain progress lines
     int64_t loss_chunk_tokens = 0;  // tokens whose logits exist at one time; 0: chosen by the program
     bool operator==(const TrainerConfig&) const = default;
@@ -56,11 +56,12 @@ struct TrainerConfig {
 
 struct OptimizerConfig {
     double learning_rate = 3e-4;
-    double min_learning_rate = 3e-5;
+    double min_learning_rate = -1;  // below 0: a tenth of learning_rate
     double beta1 = 0.9;
     double beta2 = 0.95;
     double eps = 1e-8;
     double weight_decay = 0.1;
+    double final_learning_rate() const;  // min_learning_rate with its rule applied
     bool operator==(const OptimizerConfig&) const = default;
 };
 

@@ -1,0 +1,76 @@
+// Combinations of keys that cannot work. Ranges of single keys are in the schema.
+#include "kernels/base/error.h"
+#include "trainer/config.h"
+
+namespace levin {
+namespace {
+
+const char* const where = "config";
+
+void validate_parallel(const ParallelConfig& parallel) {
+    const auto refuse = [](const char* key, int64_t value, int64_t needed, const char* what) {
+        LEVIN_REQUIRE(value == needed, where,
+                      "parallel.{} is {}: {} is not available in this version; set it to {}", key, value,
+                      what, needed);
+    };
+    refuse("tp", parallel.tp, 1, "tensor parallelism");
+    refuse("cp", parallel.cp, 1, "context parallelism");
+    refuse("pp", parallel.pp, 1, "pipeline parallelism");
+    refuse("zero", parallel.zero, 0, "sharding of optimizer, gradients or weights");
+}
+
+}  // namespace
+
+void validate(const Config& config) {
+    config.model.validate();
+    validate_parallel(config.parallel);
+    const TrainerConfig& trainer = config.trainer;
+    LEVIN_REQUIRE(trainer.micro_batch * trainer.sequence_length < (int64_t{1} << 31), where,
+                  "trainer.micro_batch is {} and trainer.sequence_length is {}: a micro-batch of {} tokens; "
+                  "it must stay "
+                  "below 2^31. Lower one of them",
+                  trainer.micro_batch, trainer.sequence_length,
+                  trainer.micro_batch * trainer.sequence_length);
+    validate_batch(config, 1);
+    LEVIN_REQUIRE(
+        config.model.position != Position::absolute || trainer.sequence_length <= config.model.max_position,
+        where,
+        "trainer.sequence_length is {} but model.max_position is {}, the rows of the table of "
+        "model.position: "
+        "absolute; raise model.max_position or shorten the sequences",
+        trainer.sequence_length, config.model.max_position);
+    const double least = config.optimizer.final_learning_rate();
+    LEVIN_REQUIRE(least <= config.optimizer.learning_rate, where,
+                  "optimizer.min_learning_rate is {} and optimizer.learning_rate is {}: the schedule falls, "
+                  "so the first "
+                  "must not be larger; lower it, or set it to -1 for a tenth of the learning rate",
+                  least, config.optimizer.learning_rate);
+}
+
+void validate_for_training(const Config& config) {
+    LEVIN_REQUIRE(
+        !config.run.folder.empty(), where,
+        "run.folder is not set; give the folder of the run in the file or as run.folder=runs/first");
+    LEVIN_REQUIRE(
+        !config.data.train.empty(), where,
+        "data.train is empty; give the PREFIX of a token shard (`levin data build` makes one) in the file or "
+        "as data.train=PREFIX");
+}
+
+void validate_batch(const Config& config, int64_t ranks) {
+    const int64_t global = config.trainer.global_batch, pass = config.trainer.micro_batch * ranks;
+    if (global % pass == 0) return;
+    const int64_t above = (global / pass + 1) * pass;
+    const std::string at_once = ranks == 1
+                                    ? fmt::format("trainer.micro_batch is {}", config.trainer.micro_batch)
+                                    : fmt::format(
+                                          "trainer.micro_batch is {} on {} data-parallel ranks, {} at "
+                                          "once",
+                                          config.trainer.micro_batch, ranks, pass);
+    fail(Fault::input, where,
+         "trainer.global_batch is {} sequences and {}: the first must be a multiple of the second. Set "
+         "trainer.global_batch={} or change trainer.micro_batch",
+         global, at_once, above);
+}
+
+}  // namespace levin
