@@ -1,0 +1,394 @@
+#include "core/autograd.h"
+
+#include <algorithm>
+#include <atomic>
+#include <queue>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "kernels/elementwise.h"
+
+namespace levin {
+
+namespace detail {
+
+struct VariableState {
+    Tensor value;
+    bool requires_grad = false;
+    std::shared_ptr<Node> node;  // the op that made it; null for a leaf
+    size_t output = 0;           // which output of that op
+    std::function<Tensor()> recipe;
+    // Leaves only.
+    Tensor gradient;
+    bool fresh = true;  // gradient holds nothing yet: the next contribution overwrites
+    std::function<void(Variable&)> hook;
+};
+
+struct Node {
+    const char* op;
+    uint64_t order;  // creation order; an op's inputs always come before it
+    std::vector<Variable> inputs;
+    BackwardFunction backward;
+    std::vector<Shape> output_shapes;
+    std::vector<DType> output_dtypes;
+    Device device;
+    std::vector<Tensor> gradients;  // of the outputs, while backward runs
+    Tensor slices;                  // record_slices: gradient of the whole input, made when first asked for
+    std::vector<int64_t> slice_starts;
+    std::vector<bool>
+        slice_taken;  // a buffer is handed out once: two consumers must not write the same memory
+
+    Tensor gradient_buffer(size_t output);
+    void receive(size_t output, Tensor gradient);
+    static VariableState& state(const Variable& variable) { return *variable.state_; }
+};
+
+}  // namespace detail
+
+using detail::Node;
+using detail::VariableState;
+
+namespace {
+
+std::atomic<uint64_t> next_order{0};
+thread_local bool gradient_mode = true;
+thread_local bool prefer_recipes = false;
+thread_local int backward_depth = 0;  // > 1 inside the second run of a recomputed region
+// Leaves met by ops while a region runs without a graph: the region's node must hold them as inputs.
+thread_local std::vector<Variable>* leaf_recorder = nullptr;
+
+Tensor sum_of(Tensor a, const Tensor& b) {
+    // In place where nobody else sees `a`.
+    const bool in_place = a.owns_alone() && a.is_contiguous();
+    Tensor result = in_place ? a : Tensor::empty(a.shape(), a.dtype(), a.device());
+    const Tensor left = a.contiguous(), right = b.contiguous();
+    kernels::add(result.stream(), {.count = result.count(),
+                                   .dtype = result.dtype(),
+                                   .alpha = 1,
+                                   .a = left.data(),
+                                   .beta = 1,
+                                   .b = right.data(),
+                                   .y = result.data()});
+    return result;
+}
+
+}  // namespace
+
+// Access to Variable's state for the engine.
+class Graph {
+public:
+    static VariableState& state(const Variable& variable) { return *variable.state_; }
+
+    static void run(std::span<const Variable> roots, std::span<const Tensor> seeds) {
+        std::unordered_map<VariableState*, int64_t> uses;  // of each leaf, still to come
+        std::vector<Variable> leaves;
+        std::unordered_set<Node*> seen;
+        std::vector<Node*> stack;
+        auto later = [](const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) {
+            return a->order < b->order;
+        };
+        std::priority_queue<std::shared_ptr<Node>, std::vector<std::shared_ptr<Node>>, decltype(later)> ready(
+            later);
+        std::unordered_set<Node*> queued;
+
+        for (size_t i = 0; i < roots.size(); ++i) {
+            VariableState& root = state(roots[i]);
+            LEVIN_CHECK(root.node, "autograd", "backward() from a variable that no op with gradients made");
+            LEVIN_CHECK(root.node->backward, "autograd",
+                        "backward() a second time through the same graph ({})", root.node->op);
+            if (seeds[i].defined()) {
+                root.node->receive(root.output, seeds[i]);
+            } else {
+                LEVIN_CHECK(root.value.count() == 1, "autograd", "the root has {} elements: give the seed",
+                            root.value.count());
+            }
+            if (seen.insert(root.node.get()).second) stack.push_back(root.node.get());
+            if (queued.insert(root.node.get()).second) ready.push(root.node);
+        }
+        while (!stack.empty()) {
+            Node* node = stack.back();
+            stack.pop_back();
+            for (const Variable& input : node->inputs) {
+                VariableState& s = state(input);
+                if (!s.requires_grad) continue;
+                if (!s.node) {
+                    if (uses[&s]++ == 0) leaves.push_back(input);
+                } else if (seen.insert(s.node.get()).second) {
+                    stack.push_back(s.node.get());
+                }
+            }
+        }
+
+        struct Depth {
+            Depth() { ++backward_depth; }
+            ~Depth() { --backward_depth; }
+        } depth;
+        while (!ready.empty()) {
+            const std::shared_ptr<Node> node = ready.top();
+            ready.pop();
+            const bool is_root = std::any_of(roots.begin(), roots.end(),
+                                             [&](const Variable& root) { return state(root).node == node; });
+            const bool reached = std::any_of(node->gradients.begin(), node->gradients.end(),
+                                             [](const Tensor& gradient) { return gradient.defined(); });
+            if (is_root || reached) {
+                Gradients sink(*node);
+                node->backward(node->gradients, sink);
+            }
+            // Release what was saved now: memory falls as backward goes.
+            const std::vector<Variable> inputs = std::move(node->inputs);
+            node->inputs.clear();
+            node->backward = nullptr;
+            node->gradients.clear();
+            node->slices = {};
+            for (const Variable& input : inputs) {
+                VariableState& s = state(input);
+                if (!s.requires_grad) continue;
+                if (s.node) {
+                    if (queued.insert(s.node.get()).second) ready.push(s.node);
+                } else if (--uses[&s] == 0 && backward_depth == 1 && s.hook && !s.fresh) {
+                    Variable leaf = input;
+                    s.hook(leaf);
+                }
+            }
+        }
+    }
+
+    static Variable make(Tensor value, std::shared_ptr<Node> node, size_t output) {
+        Variable variable(std::move(value), true);
+        variable.state_->node = std::move(node);
+        variable.state_->output = output;
+        return variable;
+    }
+    static bool needs(const Variable& variable) {
+        return variable.defined() && state(variable).requires_grad;
+    }
+};
+
+Variable::Variable(Tensor value, bool requires_grad) : state_(std::make_shared<VariableState>()) {
+    state_->value = std::move(value);
+    state_->requires_grad = requires_grad;
+}
+
+const Tensor& Variable::value() const {
+    LEVIN_CHECK(state_, "autograd", "value of an undefined variable");
+    return state_->value;
+}
+bool Variable::requires_grad() const { return state_ && state_->requires_grad; }
+bool Variable::is_leaf() const { return !state_->node; }
+
+const Tensor& Variable::gradient() const {
+    static const Tensor none;
+    return state_->fresh ? none : state_->gradient;
+}
+void Variable::clear_gradient() { state_->fresh = true; }
+void Variable::set_gradient_buffer(Tensor buffer) {
+    LEVIN_CHECK(
+        buffer.shape() == shape() && buffer.dtype() == accumulator_of(dtype()) && buffer.is_contiguous(),
+        "autograd", "a gradient buffer must be contiguous, of the value's shape, in its accumulator type");
+    state_->gradient = std::move(buffer);
+    state_->fresh = true;
+}
+void Variable::set_gradient_hook(std::function<void(Variable&)> hook) { state_->hook = std::move(hook); }
+void Variable::set_recipe(std::function<Tensor()> recipe) {
+    if (state_->node) state_->recipe = std::move(recipe);
+}
+
+Tensor Node::gradient_buffer(size_t output) {
+    const Shape& shape = output_shapes[output];
+    if (slice_starts.empty() || slice_taken[output])
+        return Tensor::empty(shape, output_dtypes[output], device);
+    slice_taken[output] = true;
+    if (!slices.defined()) slices = Tensor::empty(inputs[0].shape(), output_dtypes[0], device);
+    return slices.narrow(-1, slice_starts[output], shape.back());
+}
+
+void Node::receive(size_t output, Tensor gradient) {
+    LEVIN_CHECK(gradient.shape() == output_shapes[output] && gradient.dtype() == output_dtypes[output],
+                "autograd", "{}: output {} has shape {}, its gradient {}", op, output,
+                to_string(output_shapes[output]), to_string(gradient.shape()));
+    Tensor& slot = gradients[output];
+    if (!slot.defined()) {
+        slot = std::move(gradient);
+    } else {
+        Tensor old = std::move(slot);
+        slot = sum_of(std::move(old), gradient);
+    }
+}
+
+bool Gradients::wanted(size_t input) const { return Graph::needs(node_.inputs[input]); }
+
+Tensor Gradients::buffer(size_t input) const {
+    const VariableState& s = Graph::state(node_.inputs[input]);
+    if (s.node) return s.node->gradient_buffer(s.output);
+    return Tensor::empty(s.value.shape(), s.value.dtype(), s.value.device());
+}
+
+void Gradients::add(size_t input, Tensor gradient) {
+    if (!wanted(input)) return;
+    const VariableState& s = Graph::state(node_.inputs[input]);
+    if (s.node) return s.node->receive(s.output, gradient.to(s.value.dtype()));
+    accumulate(input, [&](Tensor& target, double beta) {
+        const Tensor term = gradient.contiguous().to(target.dtype());
+        kernels::add(target.stream(), {.count = target.count(),
+                                       .dtype = target.dtype(),
+                                       .alpha = 1,
+                                       .a = term.data(),
+                                       .beta = beta,
+                                       .b = beta == 0 ? nullptr : target.data(),
+                                       .y = target.data()});
+    });
+}
+
+void Gradients::accumulate(size_t input, const std::function<void(Tensor&, double)>& form) {
+    if (!wanted(input)) return;
+    VariableState& s = Graph::state(node_.inputs[input]);
+    if (s.node) {
+        Tensor sum = Tensor::empty(s.value.shape(), accumulator_of(s.value.dtype()), s.value.device());
+        form(sum, 0);
+        return s.node->receive(s.output, sum.to(s.value.dtype()));
+    }
+    accumulate_gradient(node_.inputs[input], form);
+}
+
+std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::vector<Tensor> outputs,
+                             BackwardFunction backward) {
+    const bool needed =
+        std::any_of(inputs.begin(), inputs.end(), [](const Variable& v) { return Graph::needs(v); });
+    std::vector<Variable> results;
+    if (!gradient_mode || !needed) {
+        if (leaf_recorder)
+            for (const Variable& input : inputs)
+                if (Graph::needs(input) && input.is_leaf()) leaf_recorder->push_back(input);
+        for (Tensor& output : outputs) results.emplace_back(std::move(output));
+        return results;
+    }
+    auto node = std::make_shared<Node>();
+    node->op = op;
+    node->order = next_order++;
+    node->inputs = std::move(inputs);
+    node->backward = std::move(backward);
+    node->gradients.resize(outputs.size());
+    node->device = outputs[0].device();
+    for (size_t i = 0; i < outputs.size(); ++i) {
+        node->output_shapes.push_back(outputs[i].shape());
+        node->output_dtypes.push_back(outputs[i].dtype());
+        results.push_back(Graph::make(std::move(outputs[i]), node, i));
+    }
+    return results;
+}
+
+Variable record(const char* op, std::vector<Variable> inputs, Tensor output,
+                std::function<void(const Tensor&, Gradients&)> backward) {
+    const DType dtype = output.dtype();
+    const Device device = output.device();
+    const Shape shape = output.shape();
+    return record(op, std::move(inputs), std::vector<Tensor>{std::move(output)},
+                  [run = std::move(backward), shape, dtype, device](std::span<const Tensor> gradients,
+                                                                    Gradients& sink) {
+                      run(gradients[0].defined() ? gradients[0] : Tensor::full(shape, 1, dtype, device),
+                          sink);
+                  })[0];
+}
+
+std::vector<Variable> record_slices(const char* op, const Variable& input, std::vector<Tensor> outputs) {
+    std::vector<int64_t> starts;
+    int64_t start = 0;
+    for (const Tensor& output : outputs) {
+        starts.push_back(start);
+        start += output.dim(-1);
+    }
+    // The node is needed inside its own backward function, which it owns: a weak pointer avoids a cycle.
+    auto self = std::make_shared<std::weak_ptr<Node>>();
+    auto results = record(op, {input}, std::move(outputs),
+                          [self, starts](std::span<const Tensor> gradients, Gradients& sink) {
+                              const auto node = self->lock();
+                              Tensor whole = node->slices.defined() ? node->slices : sink.buffer(0);
+                              for (size_t i = 0; i < gradients.size(); ++i) {
+                                  Tensor slice = whole.narrow(-1, starts[i], node->output_shapes[i].back());
+                                  if (!gradients[i].defined())
+                                      slice.fill(0);
+                                  else if (!gradients[i].shares_storage(whole))
+                                      slice.copy_from(gradients[i]);
+                              }
+                              sink.add(0, whole);
+                          });
+    if (const auto node = Graph::state(results[0]).node) {
+        node->slice_starts = starts;
+        node->slice_taken.resize(starts.size());
+        *self = node;
+    }
+    return results;
+}
+
+void accumulate_gradient(const Variable& leaf, const std::function<void(Tensor&, double)>& form) {
+    VariableState& s = Graph::state(leaf);
+    if (!s.gradient.defined()) {
+        MemoryScope scope(MemoryCategory::gradients);
+        s.gradient = Tensor::empty(s.value.shape(), accumulator_of(s.value.dtype()), s.value.device());
+    }
+    form(s.gradient, s.fresh ? 0 : 1);
+    s.fresh = false;
+}
+
+void backward(const Variable& root, const Tensor& seed) { Graph::run({&root, 1}, {&seed, 1}); }
+void backward(std::span<const Variable> roots, std::span<const Tensor> seeds) { Graph::run(roots, seeds); }
+
+bool gradients_enabled() { return gradient_mode; }
+NoGradient::NoGradient() : previous_(gradient_mode) { gradient_mode = false; }
+NoGradient::~NoGradient() { gradient_mode = previous_; }
+
+std::vector<Variable> recompute(const std::function<std::vector<Variable>(std::span<const Variable>)>& region,
+                                std::vector<Variable> inputs) {
+    if (!gradient_mode) return region(inputs);
+    std::vector<Variable> leaves;
+    std::vector<Tensor> outputs;
+    {
+        NoGradient off;
+        struct Recorder {
+            std::vector<Variable>* previous = leaf_recorder;
+            ~Recorder() { leaf_recorder = previous; }
+        } restore;
+        leaf_recorder = &leaves;
+        std::vector<Variable> detached;
+        for (const Variable& input : inputs) detached.emplace_back(input.value());
+        for (Variable& output : region(detached)) outputs.push_back(output.value());
+    }
+    const size_t given = inputs.size();
+    std::vector<Variable> all = inputs;
+    for (const Variable& leaf : leaves)
+        if (std::none_of(all.begin(), all.end(), [&](const Variable& v) { return v.same_as(leaf); }))
+            all.push_back(leaf);
+    std::vector<Tensor> values;
+    for (const Variable& input : inputs) values.push_back(input.value());
+    return record("recompute", std::move(all), std::move(outputs),
+                  [region, values, given](std::span<const Tensor> gradients, Gradients& sink) {
+                      std::vector<Variable> again;
+                      for (size_t i = 0; i < given; ++i) again.emplace_back(values[i], sink.wanted(i));
+                      const std::vector<Variable> results = region(again);
+                      std::vector<Variable> roots;
+                      std::vector<Tensor> seeds;
+                      for (size_t i = 0; i < results.size(); ++i) {
+                          if (!gradients[i].defined() || !results[i].requires_grad()) continue;
+                          roots.push_back(results[i]);
+                          seeds.push_back(gradients[i]);
+                      }
+                      backward(roots, seeds);
+                      for (size_t i = 0; i < given; ++i)
+                          if (again[i].requires_grad() && again[i].gradient().defined())
+                              sink.add(i, again[i].gradient().to(values[i].dtype()));
+                  });
+}
+
+PreferRecipes::PreferRecipes(bool on) : previous_(prefer_recipes) { prefer_recipes = on; }
+PreferRecipes::~PreferRecipes() { prefer_recipes = previous_; }
+
+Saved::Saved(const Variable& variable) {
+    const VariableState& s = *variable.state_;
+    if (!gradient_mode) return;  // nothing will run backward
+    if (prefer_recipes && s.recipe)
+        recipe_ = s.recipe;
+    else
+        value_ = s.value;
+}
+
+}  // namespace levin

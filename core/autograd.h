@@ -1,0 +1,157 @@
+// Reverse-mode automatic differentiation, from scratch.
+//
+// A Variable is a tensor with a place in the graph. An op computes its output tensor with kernels and calls
+// record() with its inputs and a backward function: a lambda whose captures are all that is saved for
+// backward. The graph is owned from the outputs: when the last Variable that can reach a node goes, the node
+// and what it saved go. backward() also releases each node's saved tensors as soon as its backward function
+// has run, so a graph runs backward once.
+//
+// Gradients of leaves (parameters) are kept in the accumulator type of the value (f32 for bf16) and are
+// formed in place by the kernels (GEMM with beta = 1): no temporary per parameter, and accumulation over
+// micro-batches is exact.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace levin {
+
+namespace detail {
+struct VariableState;
+struct Node;
+}  // namespace detail
+
+class Variable {
+public:
+    Variable() = default;
+    // A leaf. With requires_grad, backward() accumulates into gradient().
+    explicit Variable(Tensor value, bool requires_grad = false);
+
+    bool defined() const { return state_ != nullptr; }
+    const Tensor& value() const;
+    bool requires_grad() const;
+    bool is_leaf() const;
+    const Shape& shape() const { return value().shape(); }
+    int64_t dim(int64_t axis) const { return value().dim(axis); }
+    DType dtype() const { return value().dtype(); }
+
+    // Leaves: the accumulated gradient (accumulator type, shape of the value); undefined before the first
+    // backward and after clear_gradient().
+    const Tensor& gradient() const;
+    // Forgets the gradient but keeps its memory: the next contribution overwrites it (beta = 0), nothing is
+    // zeroed.
+    void clear_gradient();
+    // Makes gradient() be this tensor (a view into a bucket); its contents count as cleared.
+    void set_gradient_buffer(Tensor buffer);
+    // Called at the end of every backward() pass in which this leaf took part, as soon as its gradient of
+    // that pass is complete, while the rest of the pass still runs (data parallelism starts reducing here).
+    void set_gradient_hook(std::function<void(Variable&)> hook);
+
+    // Attaches a function that forms value() again from tensors the graph keeps anyway (see Saved).
+    void set_recipe(std::function<Tensor()> recipe);
+
+    bool same_as(const Variable& other) const { return state_ == other.state_; }
+
+private:
+    friend struct detail::Node;
+    friend class Gradients;
+    friend class Saved;
+    friend class Graph;
+    std::shared_ptr<detail::VariableState> state_;
+};
+
+// Handed to a backward function: where the gradients of its op's inputs go. Inputs are numbered as in
+// record().
+class Gradients {
+public:
+    // False: nobody needs it, skip the work.
+    bool wanted(size_t input) const;
+    // A tensor, uninitialised, in the shape and type of the input's value, for a kernel to write the gradient
+    // to. It may be strided: a column slice of one wider tensor when the input came from ops::split, which
+    // saves a copy.
+    Tensor buffer(size_t input) const;
+    // The gradient of an input (usually the tensor from buffer()); added to what other consumers gave. Not
+    // for leaves whose accumulator type differs; use accumulate() there.
+    void add(size_t input, Tensor gradient);
+    // For gradients a kernel can sum in place: form(target, beta) must set target = beta * target + gradient,
+    // with target contiguous in the accumulator type and the input's shape. The natural way for parameters.
+    void accumulate(size_t input, const std::function<void(Tensor& target, double beta)>& form);
+
+private:
+    friend class Graph;
+    friend struct detail::Node;
+    explicit Gradients(detail::Node& node) : node_(node) {}
+    detail::Node& node_;
+};
+
+// `gradients[i]` is the gradient of output i, or undefined when that output was not used. All undefined: the
+// op is the root of backward() and its gradient is one.
+using BackwardFunction = std::function<void(std::span<const Tensor> gradients, Gradients& inputs)>;
+
+// Puts an op's outputs into the graph. Without gradient mode, or when no input needs a gradient, the outputs
+// are plain leaves and `backward` is dropped with everything it captured.
+std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::vector<Tensor> outputs,
+                             BackwardFunction backward);
+Variable record(const char* op, std::vector<Variable> inputs, Tensor output,
+                std::function<void(const Tensor& gradient, Gradients& inputs)> backward);
+// As above; the outputs are column slices of the input's value, and buffers for their gradients are slices
+// too.
+std::vector<Variable> record_slices(const char* op, const Variable& input, std::vector<Tensor> outputs);
+
+// Adds to the gradient of a leaf outside of backward(), for ops that form gradients in their forward pass;
+// `form` as in Gradients::accumulate.
+void accumulate_gradient(const Variable& leaf, const std::function<void(Tensor& target, double beta)>& form);
+
+// Runs the graph backward from `root`, with gradient one for a root of one element, or `seed`. Leaves that
+// take part accumulate. Nodes run in the reverse of their creation.
+void backward(const Variable& root, const Tensor& seed = {});
+// Several roots at once.
+void backward(std::span<const Variable> roots, std::span<const Tensor> seeds);
+
+// Gradient mode of this thread; on at start.
+bool gradients_enabled();
+class NoGradient {
+public:
+    NoGradient();
+    ~NoGradient();
+    NoGradient(const NoGradient&) = delete;
+
+private:
+    bool previous_;
+};
+
+// Activation recomputation: runs `region` without keeping anything but its inputs, and again in backward. The
+// region must be a pure function of `inputs` and of parameters. Bitwise the same gradients as without.
+std::vector<Variable> recompute(const std::function<std::vector<Variable>(std::span<const Variable>)>& region,
+                                std::vector<Variable> inputs);
+
+// Selective recomputation: while this lives, Saved keeps the recipe of a value in place of the value where
+// there is one (elementwise results such as norms and gated products, formed again from what their own
+// backward keeps anyway).
+class PreferRecipes {
+public:
+    explicit PreferRecipes(bool on);
+    ~PreferRecipes();
+    PreferRecipes(const PreferRecipes&) = delete;
+
+private:
+    bool previous_;
+};
+
+// What an op keeps of an input for backward: its value, or the recipe to form it again.
+class Saved {
+public:
+    explicit Saved(const Variable& variable);
+    Tensor get() const { return recipe_ ? recipe_() : value_; }
+
+private:
+    Tensor value_;
+    std::function<Tensor()> recipe_;
+};
+
+}  // namespace levin

@@ -1,0 +1,48 @@
+// Gated product of the channel mixer: SGLU (no activation) and SwiGLU (silu).
+#include "core/ops.h"
+#include "kernels/elementwise.h"
+
+namespace levin::ops {
+
+Variable glu(const Variable& a, const Variable& b, Activation activation) {
+    const Tensor av = a.value(), bv = b.value();
+    LEVIN_CHECK(av.shape() == bv.shape(), "glu", "a {} and b {} differ", to_string(av.shape()),
+                to_string(bv.shape()));
+    auto forward = [av, bv, activation] {
+        Tensor y = Tensor::empty(av.shape(), av.dtype(), av.device());
+        kernels::glu_forward(av.stream(), {.rows = av.rows(),
+                                           .columns = av.dim(-1),
+                                           .dtype = av.dtype(),
+                                           .activation = activation,
+                                           .a = av.data(),
+                                           .a_stride = av.row_stride(),
+                                           .b = bv.data(),
+                                           .b_stride = bv.row_stride(),
+                                           .y = y.data()});
+        return y;
+    };
+    Variable y = record("glu", {a, b}, forward(), [av, bv, activation](const Tensor& dy, Gradients& inputs) {
+        Tensor da = inputs.buffer(0), db = inputs.buffer(1);
+        const Tensor gradient = dy.contiguous();
+        kernels::glu_backward(av.stream(), {.rows = av.rows(),
+                                            .columns = av.dim(-1),
+                                            .dtype = av.dtype(),
+                                            .activation = activation,
+                                            .a = av.data(),
+                                            .a_stride = av.row_stride(),
+                                            .b = bv.data(),
+                                            .b_stride = bv.row_stride(),
+                                            .dy = gradient.data(),
+                                            .da = da.data(),
+                                            .da_stride = da.row_stride(),
+                                            .db = db.data(),
+                                            .db_stride = db.row_stride(),
+                                            .y = nullptr});
+        inputs.add(0, da);
+        inputs.add(1, db);
+    });
+    y.set_recipe(forward);
+    return y;
+}
+
+}  // namespace levin::ops

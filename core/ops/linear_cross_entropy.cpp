@@ -1,0 +1,112 @@
+// Output projection and cross-entropy in one op, in chunks of tokens: logits -> loss -> their gradient in
+// place -> gradients of hidden and weight, so that each chunk of logits is formed once and never kept.
+#include <algorithm>
+
+#include "core/ops.h"
+#include "kernels/cross_entropy.h"
+#include "kernels/elementwise.h"
+#include "kernels/gemm.h"
+
+namespace levin::ops {
+
+namespace {
+
+int64_t default_chunk(const Tensor& weight) {
+    constexpr int64_t kBytes = 32 << 20;
+    const int64_t row = weight.dim(0) * static_cast<int64_t>(size_of(weight.dtype()));
+    return std::max<int64_t>(64, kBytes / std::max<int64_t>(1, row) / 64 * 64);
+}
+
+// C = op(A) B into rows of c.
+void product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor c, double beta) {
+    kernels::gemm(a.stream(), {.transpose_a = transpose_a,
+                               .transpose_b = transpose_b,
+                               .m = c.rows(),
+                               .n = c.dim(-1),
+                               .k = transpose_a ? a.rows() : a.dim(-1),
+                               .dtype = a.dtype(),
+                               .c_dtype = c.dtype(),
+                               .a = a.data(),
+                               .lda = a.row_stride(),
+                               .b = b.data(),
+                               .ldb = b.row_stride(),
+                               .c = c.data(),
+                               .ldc = c.row_stride(),
+                               .beta = beta});
+}
+
+}  // namespace
+
+CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
+                                        const CrossEntropyOptions& options) {
+    const Tensor h = hidden.value().contiguous(), w = weight.value();
+    const int64_t tokens = h.rows(), vocab = w.dim(0);
+    LEVIN_CHECK(h.dim(-1) == w.dim(1) && targets.count() == tokens && h.dtype() == w.dtype(),
+                "linear_cross_entropy", "hidden {}, weight {}, {} targets do not fit", to_string(h.shape()),
+                to_string(w.shape()), targets.count());
+    const DType acc = accumulator_of(h.dtype());
+    const bool want_hidden = gradients_enabled() && hidden.requires_grad();
+    const bool want_weight = gradients_enabled() && weight.requires_grad();
+
+    Tensor losses = Tensor::empty({tokens}, acc, h.device());
+    Tensor dh = want_hidden ? Tensor::empty(h.shape(), h.dtype(), h.device()) : Tensor{};
+    Tensor dw_apart;  // only where the weight is no leaf
+    if (want_weight && !weight.is_leaf()) dw_apart = Tensor::empty(w.shape(), acc, w.device());
+
+    const int64_t chunk =
+        std::min(tokens, options.chunk_tokens > 0 ? options.chunk_tokens : default_chunk(w));
+    Tensor logits;
+    {
+        MemoryScope scope(MemoryCategory::workspace);
+        logits = Tensor::empty({chunk, vocab}, h.dtype(), h.device());
+    }
+    for (int64_t start = 0; start < tokens; start += chunk) {
+        const int64_t rows = std::min(chunk, tokens - start);
+        const Tensor h_rows = h.narrow(0, start, rows), z = logits.narrow(0, 0, rows);
+        product(h_rows, false, w, true, z, 0);
+        kernels::cross_entropy(h.stream(), {.rows = rows,
+                                            .vocab = vocab,
+                                            .dtype = h.dtype(),
+                                            .z_loss = options.z_loss,
+                                            .gradient_scale = want_hidden || want_weight ? options.scale : 0,
+                                            .logits = z.data(),
+                                            .stride = z.row_stride(),
+                                            .targets = targets.narrow(0, start, rows).data<int32_t>(),
+                                            .loss = losses.narrow(0, start, rows).data()});
+        if (want_hidden) product(z, false, w, false, dh.narrow(0, start, rows), 0);
+        if (want_weight && weight.is_leaf()) {
+            accumulate_gradient(weight,
+                                [&](Tensor& dw, double beta) { product(z, true, h_rows, false, dw, beta); });
+        } else if (want_weight) {
+            product(z, true, h_rows, false, dw_apart, start == 0 ? 0 : 1);
+        }
+    }
+
+    Tensor loss = Tensor::zeros({1}, acc, h.device());
+    kernels::column_sum(h.stream(), {.rows = tokens,
+                                     .columns = 1,
+                                     .dtype = acc,
+                                     .x = losses.data(),
+                                     .x_stride = 1,
+                                     .sum = loss.data(),
+                                     .beta = 0});
+    kernels::add(h.stream(), {.count = 1,
+                              .dtype = acc,
+                              .alpha = options.scale,
+                              .a = loss.data(),
+                              .beta = 0,
+                              .b = nullptr,
+                              .y = loss.data()});
+    auto results =
+        record("linear_cross_entropy", {hidden, weight}, std::vector<Tensor>{loss},
+               [dh, dw_apart](std::span<const Tensor> gradients, Gradients& inputs) {
+                   LEVIN_CHECK(!gradients[0].defined(), "linear_cross_entropy",
+                               "its gradients are formed in the forward pass: use CrossEntropyOptions::scale "
+                               "and make this loss the root of backward()");
+                   if (dh.defined()) inputs.add(0, dh);
+                   if (dw_apart.defined()) inputs.add(1, dw_apart);
+               });
+    return {results[0], losses};
+}
+
+}  // namespace levin::ops

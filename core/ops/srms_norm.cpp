@@ -1,0 +1,138 @@
+// SimpleRMSNorm and its two fused forms. This file is the pattern for every op: check shapes, allocate, call
+// a kernel, record() with a lambda whose captures are exactly what backward needs.
+#include "kernels/srms_norm.h"
+
+#include "core/ops.h"
+
+namespace levin::ops {
+
+namespace {
+
+Tensor empty_rstd(const Tensor& x) {
+    return Tensor::empty({x.rows()}, accumulator_of(x.dtype()), x.device());
+}
+
+// dx of y = srms_norm(x), plus the gradient that reached x on another way.
+void backward_into(const Tensor& x, const Tensor& rstd, const Tensor& dy, const Tensor& residual_gradient,
+                   Tensor dx) {
+    kernels::srms_norm_backward(
+        x.stream(), {.rows = x.rows(),
+                     .width = x.dim(-1),
+                     .dtype = x.dtype(),
+                     .x = x.data(),
+                     .x_stride = x.row_stride(),
+                     .rstd = rstd.data(),
+                     .dy = dy.data(),
+                     .residual_grad = residual_gradient.defined() ? residual_gradient.data() : nullptr,
+                     .dx = dx.data(),
+                     .dx_stride = dx.row_stride()});
+}
+
+Tensor forward(const Tensor& x, double eps, const Tensor* branch, Tensor* h, Tensor& rstd) {
+    Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+    kernels::srms_norm_forward(x.stream(), {.rows = x.rows(),
+                                            .width = x.dim(-1),
+                                            .eps = eps,
+                                            .dtype = x.dtype(),
+                                            .x = x.data(),
+                                            .x_stride = x.row_stride(),
+                                            .branch = branch ? branch->data() : nullptr,
+                                            .h = h ? h->data() : nullptr,
+                                            .y = y.data(),
+                                            .rstd = rstd.data()});
+    return y;
+}
+
+}  // namespace
+
+Variable srms_norm(const Variable& x, double eps) {
+    const Tensor value = x.value();
+    Tensor rstd = empty_rstd(value);
+    Variable y = record("srms_norm", {x}, forward(value, eps, nullptr, nullptr, rstd),
+                        [value, rstd](const Tensor& dy, Gradients& inputs) {
+                            Tensor dx = inputs.buffer(0);
+                            backward_into(value, rstd, dy.contiguous(), {}, dx);
+                            inputs.add(0, dx);
+                        });
+    y.set_recipe([value, eps] {
+        Tensor unused = empty_rstd(value);
+        return forward(value, eps, nullptr, nullptr, unused);
+    });
+    return y;
+}
+
+std::pair<Variable, Variable> add_srms_norm(const Variable& x, const Variable& branch, double eps) {
+    const Tensor a = x.value().contiguous(), b = branch.value().contiguous();
+    LEVIN_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "add_srms_norm",
+                "x {} and branch {} differ", to_string(a.shape()), to_string(b.shape()));
+    Tensor h = Tensor::empty(a.shape(), a.dtype(), a.device());
+    Tensor rstd = empty_rstd(a);
+    Tensor y = forward(a, eps, &b, &h, rstd);
+    auto results = record("add_srms_norm", {x, branch}, std::vector<Tensor>{h, y},
+                          [h, rstd](std::span<const Tensor> gradients, Gradients& inputs) {
+                              const Tensor dh = gradients[0].defined() ? gradients[0].contiguous() : Tensor{};
+                              if (!gradients[1].defined()) {
+                                  inputs.add(0, dh);
+                                  inputs.add(1, dh);
+                                  return;
+                              }
+                              Tensor dx = Tensor::empty(h.shape(), h.dtype(), h.device());
+                              backward_into(h, rstd, gradients[1].contiguous(), dh, dx);
+                              inputs.add(0, dx);
+                              inputs.add(1, dx);
+                          });
+    results[1].set_recipe([h, eps] {
+        Tensor unused = empty_rstd(h);
+        return forward(h, eps, nullptr, nullptr, unused);
+    });
+    return {results[0], results[1]};
+}
+
+Variable gated_srms_norm(const Variable& o, const Variable& u, Activation gate, double eps) {
+    const Tensor ov = o.value().contiguous(), uv = u.value();
+    LEVIN_CHECK(ov.shape() == uv.shape(), "gated_srms_norm", "o {} and u {} differ", to_string(ov.shape()),
+                to_string(uv.shape()));
+    Tensor rstd = empty_rstd(ov);
+    auto forward = [ov, uv, gate, eps](Tensor& statistics) {
+        Tensor y = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
+        kernels::gated_srms_norm_forward(ov.stream(), {.rows = ov.rows(),
+                                                       .width = ov.dim(-1),
+                                                       .eps = eps,
+                                                       .dtype = ov.dtype(),
+                                                       .gate = gate,
+                                                       .o = ov.data(),
+                                                       .u = uv.data(),
+                                                       .u_stride = uv.row_stride(),
+                                                       .y = y.data(),
+                                                       .rstd = statistics.data()});
+        return y;
+    };
+    Variable y = record("gated_srms_norm", {o, u}, forward(rstd),
+                        [ov, uv, rstd, gate](const Tensor& dy, Gradients& inputs) {
+                            Tensor d_o = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
+                            Tensor du = inputs.buffer(1);
+                            const Tensor gradient = dy.contiguous();
+                            kernels::gated_srms_norm_backward(ov.stream(), {.rows = ov.rows(),
+                                                                            .width = ov.dim(-1),
+                                                                            .dtype = ov.dtype(),
+                                                                            .gate = gate,
+                                                                            .o = ov.data(),
+                                                                            .u = uv.data(),
+                                                                            .u_stride = uv.row_stride(),
+                                                                            .rstd = rstd.data(),
+                                                                            .dy = gradient.data(),
+                                                                            .d_o = d_o.data(),
+                                                                            .du = du.data(),
+                                                                            .du_stride = du.row_stride(),
+                                                                            .y = nullptr});
+                            inputs.add(0, d_o);
+                            inputs.add(1, du);
+                        });
+    y.set_recipe([forward, rstd]() {
+        Tensor unused = Tensor::empty(rstd.shape(), rstd.dtype(), rstd.device());
+        return forward(unused);
+    });
+    return y;
+}
+
+}  // namespace levin::ops
