@@ -1,0 +1,114 @@
+#include "kernels/optimizer.h"
+
+#include <vector>
+
+#include "kernels/backends.h"
+#include "kernels/cpu/activation.h"
+#include "kernels/cpu/loops.h"
+
+namespace levin::kernels::cpu {
+namespace {
+
+// A piece of one tensor. Pieces are cut by the sizes of the tensors alone.
+struct Piece {
+    int64_t tensor, begin, end;
+};
+template <class Count>
+std::vector<Piece> pieces(int64_t tensors, const Count& count) {
+    constexpr int64_t length = 16384;
+    std::vector<Piece> list;
+    for (int64_t t = 0; t < tensors; ++t)
+        for (int64_t begin = 0; begin < count(t); begin += length)
+            list.push_back({t, begin, std::min(count(t), begin + length)});
+    return list;
+}
+
+template <class A>
+void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int64_t begin, int64_t end) {
+    A* w = static_cast<A*>(tensor.master);
+    A* m = static_cast<A*>(tensor.m);
+    A* v = static_cast<A*>(tensor.v);
+    const A* grad = static_cast<const A*>(tensor.grad);
+    const double step = static_cast<double>(args.step);
+    const A b1 = static_cast<A>(args.beta1), b2 = static_cast<A>(args.beta2);
+    const A rest1 = static_cast<A>(1 - args.beta1), rest2 = static_cast<A>(1 - args.beta2);
+    const A correct1 = static_cast<A>(1 / (1 - std::pow(args.beta1, step)));
+    const A correct2 = static_cast<A>(1 / (1 - std::pow(args.beta2, step)));
+    const A lr = static_cast<A>(args.learning_rate), eps = static_cast<A>(args.eps);
+    const A decay = static_cast<A>(tensor.weight_decay);
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+        const A g = grad[i] * grad_scale;
+        m[i] = b1 * m[i] + rest1 * g;
+        v[i] = b2 * v[i] + rest2 * (g * g);
+        w[i] -= lr * (m[i] * correct1 / (std::sqrt(v[i] * correct2) + eps) + decay * w[i]);
+    }
+    if (!tensor.model) return;
+    bf16* model = static_cast<bf16*>(tensor.model);
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) model[i] = narrow<bf16>(static_cast<float>(w[i]));
+}
+
+template <class A>
+void adamw_all(const AdamW& args) {
+    const A grad_scale = args.grad_scale_pointer ? *static_cast<const A*>(args.grad_scale_pointer) : A(1);
+    const auto list = pieces(args.tensors, [&](int64_t t) { return args.list[t].count; });
+    parallel_for(static_cast<int64_t>(list.size()), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+            const Piece& piece = list[static_cast<size_t>(i)];
+            adamw_piece<A>(args, args.list[piece.tensor], grad_scale, piece.begin, piece.end);
+        }
+    });
+}
+
+template <class T>
+double squares(const T* x, int64_t begin, int64_t end) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = begin; i < end; ++i) {
+        const double value = static_cast<double>(load(x[i]));
+        sum += value * value;
+    }
+    return sum;
+}
+
+}  // namespace
+
+void adamw(const AdamW& args) {
+    LEVIN_CHECK(args.acc == DType::f64 || args.acc == DType::f32, "adamw", "acc is {}, expected f64 or f32",
+                to_string(args.acc));
+    if (args.acc == DType::f64)
+        adamw_all<double>(args);
+    else
+        adamw_all<float>(args);
+}
+
+void sum_of_squares(const SumOfSquares& args) {
+    const auto list = pieces(args.tensors, [&](int64_t t) { return args.counts[t]; });
+    std::vector<double> parts(list.size());
+    with_floating(args.dtype, [&](auto type) {
+        using T = typename decltype(type)::type;
+        parallel_for(static_cast<int64_t>(list.size()), 1, [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; ++i) {
+                const Piece& piece = list[static_cast<size_t>(i)];
+                parts[static_cast<size_t>(i)] =
+                    squares(static_cast<const T*>(args.list[piece.tensor]), piece.begin, piece.end);
+            }
+        });
+    });
+    double sum = 0;
+    for (const double part : parts) sum += part;  // in order: the same bits at any number of threads
+    *args.out = sum;
+}
+
+void clip_scale(const ClipScale& args) {
+    const double norm = std::sqrt(*args.sum);
+    *args.grad_norm = norm;
+    const double scale = args.max_norm > 0 ? std::min(1.0, args.max_norm / (norm + 1e-6)) : 1.0;
+    if (args.acc == DType::f64)
+        *static_cast<double*>(args.grad_scale) = scale;
+    else
+        *static_cast<float*>(args.grad_scale) = static_cast<float>(scale);
+}
+
+}  // namespace levin::kernels::cpu
