@@ -15,19 +15,27 @@ endif()
 include(CheckLanguage)
 check_language(CUDA)  # false, with no error, also where nvcc does not get on with the C++ compiler
 
+set(why_not "no toolkit found")
 if(CMAKE_CUDA_COMPILER)
+  execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --version OUTPUT_VARIABLE nvcc_says)
+  string(REGEX MATCH "release ([0-9.]+)" unused "${nvcc_says}")
+  if(CMAKE_MATCH_1 VERSION_LESS 12.0)  # the first with C++20 and sm_90a
+    set(why_not "${CMAKE_CUDA_COMPILER} is ${CMAKE_MATCH_1}, too old: 12.0 or newer is needed")
+  else()
+    set(why_not "")
+  endif()
+endif()
+
+if(NOT why_not)
   set(CMAKE_CUDA_ARCHITECTURES ${LEVIN_CUDA_ARCH})
+  enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 20)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
-  enable_language(CUDA)
   set(LEVIN_CUDA_STATUS "${CMAKE_CUDA_COMPILER_VERSION} for ${LEVIN_CUDA_ARCH}")
-  if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
-    message(FATAL_ERROR "levin needs a CUDA toolkit of 12.0 or newer (C++20, sm_90a); ${CMAKE_CUDA_COMPILER} is "
-      "${CMAKE_CUDA_COMPILER_VERSION}. Install a newer one, or build without: launch/build --cuda off")
-  endif()
 elseif(LEVIN_CUDA_REQUIRED)
-  message(FATAL_ERROR "no CUDA toolkit that works was found (nvcc on PATH, CUDACXX, CUDA_HOME or /usr/local/cuda). "
-    "Install one, or build without: launch/build --cuda off")
+  message(FATAL_ERROR "CUDA: ${why_not} (nvcc is looked for on PATH and in CUDACXX, CUDA_HOME and /usr/local/cuda). "
+    "Install a toolkit of 12.0 or newer, or build without: launch/build --cuda off")
 else()
-  set(LEVIN_CUDA_STATUS "no toolkit found")
+  set(LEVIN_CUDA OFF)
+  set(LEVIN_CUDA_STATUS "${why_not}")
 endif()
