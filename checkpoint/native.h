@@ -48,8 +48,9 @@ using CheckpointLog = std::function<void(const std::string& line)>;
 struct SaveOptions {
     int64_t keep = 3;  // newest checkpoints kept after this one is complete; 0: all
     int rank = 0, ranks = 1;
-    std::function<void()> barrier;  // over all ranks; needed when ranks > 1
-    CheckpointLog log;              // notes such as "removed stale ..."; may be empty
+    // Over all ranks: true on each when every rank passed true (an all-reduce). Needed when ranks > 1.
+    std::function<bool(bool ok)> all_agree;
+    CheckpointLog log;  // notes such as "removed stale ..."; may be empty
 };
 
 // "step_00000100"
