@@ -1,0 +1,139 @@
+#include "model/language_model.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "model/slopes.h"
+
+namespace levin {
+
+LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Device& device)
+    : config_(config), dtype_(dtype), device_(device) {
+    config.validate();
+    MemoryScope scope(MemoryCategory::parameters);
+    for (ParameterSpec& spec : parameter_table(config)) {
+        index_[spec.name] = parameters_.size();
+        const DType type = spec.keep_accumulator ? accumulator_of(dtype) : dtype;
+        Variable variable(Tensor::empty(spec.shape, type, device), true);
+        parameters_.push_back({std::move(spec), std::move(variable)});
+    }
+    embedding_ = parameter("embedding");
+    position_embedding_ = parameter("position_embedding");
+    head_ = config.tie_embeddings ? embedding_ : parameter("head");
+    final_norm_ = {parameter("final_norm"), parameter("final_norm_bias")};
+    for (int64_t i = 0; i < config.num_layers; ++i) {
+        auto named = [&](const std::string& name) { return parameter(fmt::format("layers.{}.{}", i, name)); };
+        auto norm = [&](const std::string& name) {
+            return NormParameters{named(name), named(name + "_bias")};
+        };
+        Layer layer;
+        layer.index = i;
+        layer.attention_norm = norm("attention_norm");
+        layer.inner_norm = norm("attention.norm");
+        layer.glu_norm = norm("glu_norm");
+        const bool lightning = config.mixer_of(i) == Mixer::lightning;
+        const std::string in =
+            lightning && config.gate == Gate::multiply ? "attention.qkvu" : "attention.qkv";
+        layer.in = named(in);
+        layer.in_bias = named(in + "_bias");
+        layer.gate_down = named("attention.gate_down");
+        layer.gate_down_bias = named("attention.gate_down_bias");
+        layer.gate_up = named("attention.gate_up");
+        layer.gate_up_bias = named("attention.gate_up_bias");
+        layer.theta = named("attention.theta");
+        layer.out = named("attention.out");
+        layer.out_bias = named("attention.out_bias");
+        layer.glu_in = named("glu.in");
+        layer.glu_in_bias = named("glu.in_bias");
+        layer.glu_out = named("glu.out");
+        layer.glu_out_bias = named("glu.out_bias");
+        if (lightning) layer.slopes = Tensor::from({config.num_heads}, decay_slopes(config, i), device);
+        layers_.push_back(std::move(layer));
+    }
+}
+
+Variable LanguageModel::parameter(const std::string& name) const {
+    const auto found = index_.find(name);
+    return found == index_.end() ? Variable{} : parameters_[found->second].variable;
+}
+
+void LanguageModel::initialize(uint64_t seed) {
+    for (Parameter& parameter : parameters_) {
+        Tensor value = parameter.variable.value();
+        value.copy_from(initial_value(config_, parameter.spec, seed));
+    }
+}
+
+void LanguageModel::load(const std::map<std::string, Tensor>& values) {
+    for (Parameter& parameter : parameters_) {
+        const auto found = values.find(parameter.spec.name);
+        LEVIN_REQUIRE(found != values.end(), "model", "no values for parameter {}", parameter.spec.name);
+        LEVIN_REQUIRE(found->second.shape() == parameter.spec.shape, "model",
+                      "parameter {} should have shape {}, the file has {}", parameter.spec.name,
+                      to_string(parameter.spec.shape), to_string(found->second.shape()));
+        Tensor value = parameter.variable.value();
+        value.copy_from(found->second);
+    }
+}
+
+Residual LanguageModel::run_layer(const Layer& layer, const Residual& stream, const ops::TokenLayout& layout,
+                                  LayerState* state) const {
+    if (recomputation_ != Recomputation::full || !gradients_enabled())
+        return layer.forward(config_, stream, layout, state);
+    std::vector<Variable> inputs{stream.h};
+    if (stream.branch.defined()) inputs.push_back(stream.branch);
+    const auto outputs = recompute(
+        [this, &layer, layout](std::span<const Variable> in) {
+            const Residual result =
+                layer.forward(config_, {in[0], in.size() > 1 ? in[1] : Variable{}}, layout, nullptr);
+            return std::vector<Variable>{result.h, result.branch};
+        },
+        inputs);
+    return {outputs[0], outputs[1]};
+}
+
+Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, DecodeState* state) const {
+    LEVIN_CHECK(ids.count() == layout.tokens(), "model", "{} ids for {} tokens", ids.count(),
+                layout.tokens());
+    LEVIN_CHECK(!state || !gradients_enabled(), "model", "decoding keeps no gradients: use NoGradient");
+    if (state) layout.first_position = state->position;
+    const double scale = config_.scale_embedding ? std::sqrt(static_cast<double>(config_.hidden_size)) : 1.0;
+    const PreferRecipes prefer(recomputation_ == Recomputation::selective);
+
+    Residual stream{ops::embedding(embedding_, ids, scale, config_.pad_token_id), {}};
+    if (position_embedding_.defined()) {
+        LEVIN_REQUIRE(layout.first_position + layout.length <= config_.max_position, "model",
+                      "position {} is beyond model.max_position {}: absolute positions end there",
+                      layout.first_position + layout.length - 1, config_.max_position);
+        std::vector<int32_t> positions(static_cast<size_t>(layout.tokens()));
+        for (size_t t = 0; t < positions.size(); ++t)
+            positions[t] =
+                static_cast<int32_t>(layout.first_position + static_cast<int64_t>(t) % layout.length);
+        stream.branch =
+            ops::embedding(position_embedding_, Tensor::from({layout.tokens()}, positions, device_));
+    }
+    for (size_t i = 0; i < layers_.size(); ++i)
+        stream = run_layer(layers_[i], stream, layout, state ? &state->layers[i] : nullptr);
+    if (state) state->position += layout.length;
+    return add_and_norm(config_, stream, final_norm_).second;
+}
+
+ops::CrossEntropyResult LanguageModel::loss(const Tensor& ids, const Tensor& targets,
+                                            const ops::TokenLayout& layout,
+                                            const ops::CrossEntropyOptions& options) const {
+    return ops::linear_cross_entropy(hidden(ids, layout), head_, targets, options);
+}
+
+Tensor LanguageModel::logits(const Variable& hidden) const {
+    NoGradient off;
+    return ops::linear(hidden, head_).value();
+}
+
+DecodeState LanguageModel::new_state() const {
+    DecodeState state;
+    state.layers.resize(layers_.size());
+    return state;
+}
+
+}  // namespace levin

@@ -1,0 +1,105 @@
+#include "model/layer.h"
+
+namespace levin {
+
+using namespace ops;
+
+Variable apply_norm(const ModelConfig& config, const Variable& x, const NormParameters& parameters) {
+    switch (config.norm) {
+        case Norm::simplermsnorm:
+            return srms_norm(x, config.norm_epsilon());
+        case Norm::rmsnorm:
+            return rms_norm(x, parameters.weight, config.norm_epsilon());
+        case Norm::layernorm:
+            break;
+    }
+    return layer_norm(x, parameters.weight, parameters.bias, config.norm_epsilon());
+}
+
+std::pair<Variable, Variable> add_and_norm(const ModelConfig& config, const Residual& stream,
+                                           const NormParameters& parameters) {
+    if (!stream.branch.defined()) return {stream.h, apply_norm(config, stream.h, parameters)};
+    if (config.norm == Norm::simplermsnorm)
+        return add_srms_norm(stream.h, stream.branch, config.norm_epsilon());
+    const Variable h = add(stream.h, stream.branch);
+    return {h, apply_norm(config, h, parameters)};
+}
+
+Residual Layer::forward(const ModelConfig& config, const Residual& stream, const TokenLayout& layout,
+                        LayerState* state) const {
+    const auto [h, x] = add_and_norm(config, stream, attention_norm);
+    const auto [h2, x2] = add_and_norm(config, {h, attention(config, x, layout, state)}, glu_norm);
+    const int64_t f = config.glu_width();
+    const auto halves = split(linear(x2, glu_in, glu_in_bias), {f, f});
+    return {h2, linear(glu(halves[0], halves[1], config.glu_activation), glu_out, glu_out_bias)};
+}
+
+Variable Layer::attention(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
+                          LayerState* state) const {
+    const bool is_lightning = config.mixer_of(index) == Mixer::lightning;
+    const Variable y = is_lightning ? lightning(config, x, layout, state) : softmax(config, x, layout, state);
+    return linear(y, out, out_bias);
+}
+
+Variable Layer::lightning(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
+                          LayerState* state) const {
+    const int64_t d = config.hidden_size;
+    const bool multiply_gate = config.gate == Gate::multiply;
+    const auto parts = split(linear(x, in, in_bias), multiply_gate ? std::vector<int64_t>{d, d, d, d}
+                                                                   : std::vector<int64_t>{d, d, d});
+    LightningOptions options{.heads = config.num_heads,
+                             .slopes = slopes,
+                             .qk_activation = config.qk_activation,
+                             .v_activation = config.v_activation(),
+                             .theta = theta};
+    if (state) {
+        if (state->kv.defined()) options.initial_state = Variable(state->kv);
+        options.want_final_state = true;
+    }
+    const LightningResult attended = lightning_attention(parts[0], parts[1], parts[2], options, layout);
+    if (state) state->kv = attended.final_state.value();
+    const Variable& o = attended.output;
+
+    if (config.gate == Gate::none) return apply_norm(config, o, inner_norm);
+    const Activation gate = multiply_gate ? Activation::none : Activation::sigmoid;
+    const Variable u =
+        multiply_gate ? parts[3] : linear(linear(x, gate_down, gate_down_bias), gate_up, gate_up_bias);
+    if (config.norm == Norm::simplermsnorm) return gated_srms_norm(o, u, gate, config.norm_epsilon());
+    return multiply(activation(u, gate), apply_norm(config, o, inner_norm));
+}
+
+namespace {
+
+// Appends rows to a cache that doubles its capacity; returns the filled part.
+Tensor append(Tensor& cache, int64_t filled, const Tensor& rows) {
+    const int64_t needed = filled + rows.dim(0);
+    if (!cache.defined() || cache.dim(0) < needed) {
+        Tensor larger = Tensor::empty({std::max<int64_t>(2 * filled, needed + 64), rows.dim(1)}, rows.dtype(),
+                                      rows.device());
+        if (filled > 0) larger.narrow(0, 0, filled).copy_from(cache.narrow(0, 0, filled));
+        cache = larger;
+    }
+    cache.narrow(0, filled, rows.dim(0)).copy_from(rows);
+    return cache.narrow(0, 0, needed);
+}
+
+}  // namespace
+
+Variable Layer::softmax(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
+                        LayerState* state) const {
+    const int64_t d = config.hidden_size, kv = config.kv_heads() * config.head_dim();
+    const auto parts = split(linear(x, in, in_bias), {d, kv, kv});
+    Variable q = parts[0], k = parts[1];
+    if (config.uses_rope(index)) {
+        q = rope(q, config.num_heads, config.rope_base, layout);
+        k = rope(k, config.kv_heads(), config.rope_base, layout);
+    }
+    if (!state) return softmax_attention(q, k, parts[2], config.num_heads, config.kv_heads(), layout);
+    LEVIN_CHECK(layout.batch == 1, "decode", "the softmax cache holds one sequence, got {}", layout.batch);
+    const Variable keys(append(state->keys, state->length, k.value()));
+    const Variable values(append(state->values, state->length, parts[2].value()));
+    state->length += layout.length;
+    return softmax_attention(q, keys, values, config.num_heads, config.kv_heads(), layout, state->length);
+}
+
+}  // namespace levin

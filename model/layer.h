@@ -1,0 +1,57 @@
+// One layer: token mixer (lightning or softmax attention) and channel mixer (GLU), each behind a norm.
+#pragma once
+
+#include <functional>
+#include <string>
+
+#include "core/ops.h"
+#include "model/config.h"
+
+namespace levin {
+
+// What one layer remembers of a sequence while decoding. It belongs to the request, never to the model.
+struct LayerState {
+    Tensor kv;            // lightning: [batch, heads, key_width, head_dim], accumulator type; constant size
+    Tensor keys, values;  // softmax: [capacity, kv_heads * head_dim], the first `length` rows are filled
+    int64_t length = 0;
+};
+
+// A norm's parameters; empty for SimpleRMSNorm.
+struct NormParameters {
+    Variable weight, bias;
+};
+
+// The residual stream between layers: h and the branch that is still to be added to it, so that the addition
+// can be fused with the norm that follows.
+struct Residual {
+    Variable h, branch;  // branch undefined: nothing to add
+};
+
+struct Layer {
+    NormParameters attention_norm, inner_norm, glu_norm;
+    Variable in, in_bias;  // qkvu, or qkv
+    Variable gate_down, gate_down_bias, gate_up, gate_up_bias;
+    Variable theta;
+    Variable out, out_bias;
+    Variable glu_in, glu_in_bias, glu_out, glu_out_bias;
+    Tensor slopes;  // lightning layers
+    int64_t index = 0;
+
+    Residual forward(const ModelConfig& config, const Residual& stream, const ops::TokenLayout& layout,
+                     LayerState* state) const;
+
+private:
+    Variable attention(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
+                       LayerState* state) const;
+    Variable lightning(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
+                       LayerState* state) const;
+    Variable softmax(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
+                     LayerState* state) const;
+};
+
+// norm(x), and {h + branch, norm(h + branch)}: fused for SimpleRMSNorm, composed for the others.
+Variable apply_norm(const ModelConfig& config, const Variable& x, const NormParameters& parameters);
+std::pair<Variable, Variable> add_and_norm(const ModelConfig& config, const Residual& stream,
+                                           const NormParameters& parameters);
+
+}  // namespace levin
