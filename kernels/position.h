@@ -1,4 +1,4 @@
-// Position encodings. A token's position is positions[t] when given, else first_position + t % length.
+// Position encodings. A token's position is first_position + t % length.
 // Angles are exact to 1e-5 rad at any position up to 2^40: theta * t is reduced in float64, never in float32.
 #pragma once
 
