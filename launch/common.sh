@@ -89,3 +89,23 @@ install_packages() {
     "${as_root[@]}" "${apt[@]}" update || return
     "${as_root[@]}" "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
 }
+
+# supervise HANDLER COMMAND..: runs the command out of reach of the terminal's Ctrl-C (a session of its own); each
+# SIGTERM or SIGINT calls HANDLER PID COUNT instead, which decides what the command is told. Returns the command's
+# status; supervised_signals is how many signals came.
+supervise() {
+    local handler=$1 pid before status
+    shift
+    supervised_signals=0
+    setsid "$@" </dev/null &
+    pid=$!
+    trap 'supervised_signals=$(( supervised_signals + 1 )); "$handler" "$pid" "$supervised_signals"' TERM INT
+    # A trapped signal ends the wait early; then wait again, for the status of the command itself.
+    while :; do
+        before=$supervised_signals status=0
+        wait "$pid" || status=$?
+        if (( supervised_signals == before )); then break; fi
+    done
+    trap - TERM INT
+    return "$status"
+}
