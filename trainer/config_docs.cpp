@@ -6,9 +6,13 @@
 namespace levin {
 namespace {
 
-std::string cell(std::string text) {  // a bar would end the table's cell
-    for (size_t at = 0; (at = text.find('|', at)) != std::string::npos; at += 2) text.insert(at, "\\");
-    return text;
+std::string cell(const std::string& text) {
+    std::string escaped;
+    for (const char c : text) {
+        if (c == '|') escaped += '\\';  // a bar would end the table's cell
+        escaped += c;
+    }
+    return escaped;
 }
 
 std::string shown(const std::string& value) {

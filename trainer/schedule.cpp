@@ -21,10 +21,10 @@ double learning_rate_at(const OptimizerConfig& optimizer, const ScheduleConfig& 
             schedule.decay_steps > 0 ? schedule.decay_steps : std::max<int64_t>(1, total_steps / 10);
         const int64_t length = std::min(wanted, total_steps - warmup), begin = total_steps - length;
         if (step < begin) return high;
-        return high + (low - high) * static_cast<double>(step - begin + 1) / static_cast<double>(length);
+        return std::lerp(high, low, static_cast<double>(step - begin + 1) / static_cast<double>(length));
     }
     const double done = static_cast<double>(step - warmup) / static_cast<double>(total_steps - warmup);
-    if (schedule.type == ScheduleType::linear) return high + (low - high) * done;
+    if (schedule.type == ScheduleType::linear) return std::lerp(high, low, done);
     return low + 0.5 * (high - low) * (1.0 + std::cos(std::numbers::pi * done));
 }
 

@@ -121,7 +121,7 @@ std::vector<DataSource> read_sources(const ConfigValue& value, const std::string
 }
 
 std::string to_text(IntegerRange range) {
-    if (range.most == std::numeric_limits<int64_t>::max()) return fmt::format("{} or more", range.least);
+    if (range.most >= int64_t{1} << 40) return fmt::format("{} or more", range.least);
     return fmt::format("{} to {}", range.least, range.most);
 }
 
