@@ -1,5 +1,6 @@
 // What every kernel test uses: buffers on the device under test, filled from and read back as float64.
-// The device is LEVIN_TEST_DEVICE (cpu, the default, or cuda): each test program is registered once per device.
+// The device is LEVIN_TEST_DEVICE (cpu, the default, or cuda): each test program is registered once per
+// device.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -37,14 +38,21 @@ public:
     static Buffer poisoned(DType dtype, size_t count) {
         return Buffer(dtype, std::vector<double>(count, is_floating(dtype) ? std::nan("") : 0x7f));
     }
-    Buffer(Buffer&& other) noexcept : dtype_(other.dtype_), count_(other.count_), data_(other.data_) { other.data_ = nullptr; }
+    Buffer(Buffer&& other) noexcept : dtype_(other.dtype_), count_(other.count_), data_(other.data_) {
+        other.data_ = nullptr;
+    }
     Buffer(const Buffer&) = delete;
-    ~Buffer() { if (data_) release(device(), data_); }
+    ~Buffer() {
+        if (data_) release(device(), data_);
+    }
 
     void* data() const { return data_; }
     // Pointer to element `index`.
     void* at(size_t index) const { return static_cast<char*>(data_) + index * size_of(dtype_); }
-    template <class T> T* as() const { return static_cast<T*>(data_); }
+    template <class T>
+    T* as() const {
+        return static_cast<T*>(data_);
+    }
     DType dtype() const { return dtype_; }
     size_t count() const { return count_; }
 
@@ -61,20 +69,34 @@ private:
     size_t bytes() const { return count_ * size_of(dtype_); }
     void put(char* host, size_t i, double value) const {
         switch (dtype_) {
-            case DType::f64: reinterpret_cast<double*>(host)[i] = value; break;
-            case DType::f32: reinterpret_cast<float*>(host)[i] = static_cast<float>(value); break;
-            case DType::bf16: reinterpret_cast<bf16*>(host)[i] = bf16(static_cast<float>(value)); break;
-            case DType::i32: reinterpret_cast<int32_t*>(host)[i] = static_cast<int32_t>(value); break;
-            default: FAIL() << "kernel tests use f64, f32, bf16 and i32 only";
+            case DType::f64:
+                reinterpret_cast<double*>(host)[i] = value;
+                break;
+            case DType::f32:
+                reinterpret_cast<float*>(host)[i] = static_cast<float>(value);
+                break;
+            case DType::bf16:
+                reinterpret_cast<bf16*>(host)[i] = bf16(static_cast<float>(value));
+                break;
+            case DType::i32:
+                reinterpret_cast<int32_t*>(host)[i] = static_cast<int32_t>(value);
+                break;
+            default:
+                FAIL() << "kernel tests use f64, f32, bf16 and i32 only";
         }
     }
     double get(const char* host, size_t i) const {
         switch (dtype_) {
-            case DType::f64: return reinterpret_cast<const double*>(host)[i];
-            case DType::f32: return reinterpret_cast<const float*>(host)[i];
-            case DType::bf16: return static_cast<float>(reinterpret_cast<const bf16*>(host)[i]);
-            case DType::i32: return reinterpret_cast<const int32_t*>(host)[i];
-            default: return std::nan("");
+            case DType::f64:
+                return reinterpret_cast<const double*>(host)[i];
+            case DType::f32:
+                return reinterpret_cast<const float*>(host)[i];
+            case DType::bf16:
+                return static_cast<float>(reinterpret_cast<const bf16*>(host)[i]);
+            case DType::i32:
+                return reinterpret_cast<const int32_t*>(host)[i];
+            default:
+                return std::nan("");
         }
     }
     DType dtype_;
@@ -82,7 +104,8 @@ private:
     void* data_ = nullptr;
 };
 
-// Fresh random numbers each run; the seed is printed by a failing test (SCOPED_TRACE) and can be set by LEVIN_TEST_SEED.
+// Fresh random numbers each run; the seed is printed by a failing test (SCOPED_TRACE) and can be set by
+// LEVIN_TEST_SEED.
 inline uint64_t seed() {
     static const uint64_t value = [] {
         const char* set = std::getenv("LEVIN_TEST_SEED");
@@ -121,7 +144,33 @@ inline double relative_error(const std::vector<double>& a, const std::vector<dou
     }
     return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
 }
+// Rows of `columns` values laid out `stride` apart; what lies between them is `gap`.
+inline std::vector<double> spread(const std::vector<double>& values, size_t columns, size_t stride,
+                                  double gap = 77) {
+    std::vector<double> laid(values.size() / columns * stride, gap);
+    for (size_t i = 0; i < values.size(); ++i) laid[i / columns * stride + i % columns] = values[i];
+    return laid;
+}
+// The rows back out of it; a changed gap (a write outside of the matrix) is a failure.
+inline std::vector<double> gather(const std::vector<double>& laid, size_t columns, size_t stride,
+                                  double gap = 77) {
+    std::vector<double> values;
+    for (size_t i = 0; i < laid.size(); ++i) {
+        if (i % stride < columns)
+            values.push_back(laid[i]);
+        else
+            EXPECT_EQ(laid[i], gap) << "written outside of the rows, at " << i;
+    }
+    return values;
+}
+inline const std::vector<DType>& floating_types() {
+    static const std::vector<DType> types{DType::f64, DType::f32, DType::bf16};
+    return types;
+}
+
 // A bound that rounding alone explains, per type.
-inline double tolerance(DType dtype) { return dtype == DType::f64 ? 1e-12 : dtype == DType::f32 ? 3e-6 : 1e-2; }
+inline double tolerance(DType dtype) {
+    return dtype == DType::f64 ? 1e-12 : dtype == DType::f32 ? 3e-6 : 1e-2;
+}
 
 }  // namespace levin::kernels::test

@@ -1,0 +1,134 @@
+#include "kernels/optimizer.h"
+
+#include "tests/kernels/kernel_test.h"
+
+namespace levin::kernels::test {
+namespace {
+
+using Values = std::vector<double>;
+
+constexpr double kRate = 3e-3, kBeta1 = 0.9, kBeta2 = 0.95, kEps = 1e-8;
+
+struct Parameter {
+    Values w, m, v;
+    double weight_decay;
+
+    void step(const Values& grad, int64_t step, double scale) {
+        for (size_t i = 0; i < w.size(); ++i) {
+            const double g = grad[i] * scale;
+            m[i] = kBeta1 * m[i] + (1 - kBeta1) * g;
+            v[i] = kBeta2 * v[i] + (1 - kBeta2) * g * g;
+            const double m_hat = m[i] / (1 - std::pow(kBeta1, static_cast<double>(step)));
+            const double v_hat = v[i] / (1 - std::pow(kBeta2, static_cast<double>(step)));
+            w[i] -= kRate * (m_hat / (std::sqrt(v_hat) + kEps) + weight_decay * w[i]);
+        }
+    }
+};
+
+// Largest error of an element, relative to it or, where a moment nearly cancels, to the size of the
+// gradients.
+double worst(const Values& a, const Values& b, double size) {
+    double result = a.size() == b.size() ? 0 : INFINITY;
+    for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+        const double error = std::abs(a[i] - b[i]) / (std::abs(b[i]) + size);
+        if (!(error <= result)) result = error;  // NaN too
+    }
+    return result;
+}
+
+// Many tensors of different sizes in one call, over several steps, with and without a clip factor and a bf16
+// copy.
+void check(DType acc, bool with_scale) {
+    SCOPED_TRACE(fmt::format("{} scale {} seed {}", to_string(acc), with_scale, seed()));
+    const std::vector<size_t> sizes{1, 40, 0, 40000, 777};
+    const double scale = with_scale ? 0.625 : 1;
+    std::vector<Parameter> expected;
+    std::vector<Buffer> w, m, v, model;
+    for (size_t t = 0; t < sizes.size(); ++t) {
+        const Values start = rounded(acc, random_normal(sizes[t]));
+        expected.push_back({start, Values(sizes[t], 0.0), Values(sizes[t], 0.0), t % 2 == 0 ? 0.1 : 0.0});
+        w.emplace_back(acc, start);
+        m.emplace_back(acc, expected[t].m);
+        v.emplace_back(acc, expected[t].v);
+        model.push_back(Buffer::poisoned(DType::bf16, sizes[t]));
+    }
+    const Buffer scale_buffer(acc, {scale});
+    for (int64_t step = 1; step <= 5; ++step) {
+        std::vector<Buffer> grads;
+        std::vector<AdamWTensor> list;
+        for (size_t t = 0; t < sizes.size(); ++t) {
+            const Values grad = rounded(acc, random_normal(sizes[t], 0.01));
+            expected[t].step(grad, step, scale);
+            grads.emplace_back(acc, grad);
+            list.push_back({static_cast<int64_t>(sizes[t]), w[t].data(), t == 1 ? nullptr : model[t].data(),
+                            grads[t].data(), m[t].data(), v[t].data(), expected[t].weight_decay});
+        }
+        adamw(stream(), {static_cast<int64_t>(list.size()), list.data(), acc, kRate, kBeta1, kBeta2, kEps,
+                         step, with_scale ? scale_buffer.data() : nullptr});
+        synchronize(stream());
+    }
+    for (size_t t = 0; t < sizes.size(); ++t) {
+        SCOPED_TRACE(fmt::format("tensor {}", t));
+        EXPECT_LT(worst(w[t].read(), expected[t].w, kRate), tolerance(acc));
+        EXPECT_LT(worst(m[t].read(), expected[t].m, 1e-2), tolerance(acc));
+        EXPECT_LT(worst(v[t].read(), expected[t].v, 0), tolerance(acc));
+        if (t != 1) {
+            EXPECT_EQ(model[t].read(), rounded(DType::bf16, w[t].read()));
+        }
+    }
+}
+
+TEST(AdamW, MatchesTheFormula) {
+    for (const DType acc : {DType::f64, DType::f32})
+        for (const bool with_scale : {false, true}) check(acc, with_scale);
+}
+
+TEST(SumOfSquares, OverManyTensors) {
+    for (const DType dtype : floating_types()) {
+        SCOPED_TRACE(fmt::format("{} seed {}", to_string(dtype), seed()));
+        const std::vector<size_t> sizes{3, 0, 50001, 16384};
+        std::vector<Buffer> buffers;
+        std::vector<const void*> list;
+        std::vector<int64_t> counts;
+        double expected = 0;
+        for (const size_t size : sizes) {
+            const Values x = rounded(dtype, random_normal(size));
+            for (const double v : x) expected += v * v;
+            buffers.emplace_back(dtype, x);
+            list.push_back(buffers.back().data());
+            counts.push_back(static_cast<int64_t>(size));
+        }
+        Values first;
+        for (int trial = 0; trial < 3; ++trial) {
+            const Buffer out = Buffer::poisoned(DType::f64, 1);
+            sum_of_squares(stream(), {static_cast<int64_t>(list.size()), list.data(), counts.data(), dtype,
+                                      out.as<double>()});
+            if (trial == 0) first = out.read();
+            EXPECT_EQ(out.read(), first);
+            EXPECT_NEAR(out.read()[0], expected, 1e-12 * expected);  // float64 whatever the elements are
+        }
+    }
+    // 1e30 squared is no float32.
+    const Buffer large(DType::f32, {1e30, 1e30}), out = Buffer::poisoned(DType::f64, 1);
+    const void* pointer = large.data();
+    const int64_t count = 2;
+    sum_of_squares(stream(), {1, &pointer, &count, DType::f32, out.as<double>()});
+    EXPECT_NEAR(out.read()[0], 2e60, 1e54);
+    sum_of_squares(stream(), {0, nullptr, nullptr, DType::f32, out.as<double>()});
+    EXPECT_EQ(out.read()[0], 0);
+}
+
+TEST(ClipScale, ScalesOnlyWhatIsTooLong) {
+    for (const DType acc : {DType::f64, DType::f32})
+        for (const auto& [norm, max_norm, expected] :
+             {std::tuple{2.0, 1.0, 1 / (2 + 1e-6)}, {0.5, 1.0, 1.0}, {100.0, 0.0, 1.0}, {0.0, 1.0, 1.0}}) {
+            const Buffer sum(DType::f64, {norm * norm}), grad_norm = Buffer::poisoned(DType::f64, 1);
+            const Buffer scale = Buffer::poisoned(acc, 1);
+            clip_scale(stream(), {sum.as<double>(), max_norm, grad_norm.as<double>(), acc, scale.data()});
+            EXPECT_DOUBLE_EQ(grad_norm.read()[0], norm);
+            EXPECT_NEAR(scale.read()[0], expected, tolerance(acc));
+        }
+}
+
+}  // namespace
+}  // namespace levin::kernels::test
