@@ -52,7 +52,7 @@ Variable layer_norm(const Variable& x, const Variable& weight, const Variable& b
 struct TokenLayout {
     int64_t batch = 1, length = 0;
     int64_t first_position = 0;
-    Tensor cu_seqlens;
+    Tensor cu_seqlens = {};
     int64_t tokens() const { return batch * length; }
     int64_t sequences() const { return cu_seqlens.defined() ? cu_seqlens.count() - 1 : batch; }
 };
@@ -67,10 +67,11 @@ Variable rope(const Variable& x, int64_t heads, double base, const TokenLayout& 
 // --- lightning_attention.cpp
 struct LightningOptions {
     int64_t heads = 0;
-    Tensor slopes;  // f32 [heads]
+    Tensor slopes = {};  // f32 [heads]
     Activation qk_activation = Activation::none, v_activation = Activation::none;
-    Variable theta;          // LRPE; undefined: none
-    Variable initial_state;  // accumulator type [sequences, heads, key_width, value_dim]; undefined: zero
+    Variable theta = {};  // LRPE; undefined: none
+    Variable initial_state =
+        {};  // accumulator type [sequences, heads, key_width, value_dim]; undefined: zero
     bool want_final_state = false;
 };
 struct LightningResult {

@@ -17,7 +17,7 @@ struct SamplingOptions {
     double top_p = 1;        // only the smallest set of this probability
     uint64_t seed = 1234;
     int64_t max_tokens = 256;
-    std::vector<int32_t> stop;  // ends after one of these (it is not reported)
+    std::vector<int32_t> stop = {};  // ends after one of these (it is not reported)
     int64_t prefill_chunk = 2048;
 };
 
