@@ -13,11 +13,6 @@ foreach(target yaml-cpp yaml-cpp::yaml-cpp)
   endif()
 endforeach()
 
-# Protocol Buffers stays shared: libsentencepiece.so brings libprotobuf-lite.so, and an archive of the same symbols in
-# the program would take their place half-way.
-find_library(Protobuf_LIBRARY_RELEASE libprotobuf.so REQUIRED)
-find_library(Protobuf_LITE_LIBRARY_RELEASE libprotobuf-lite.so REQUIRED)
-
 # levin_bundle(PROGRAM): the target bundle, which makes the folder bundle/ that can be carried to another machine.
 function(levin_bundle program)
   # RPATH, not RUNPATH: only the former is also asked for what the bundled libraries need themselves.
