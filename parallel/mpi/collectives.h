@@ -1,0 +1,26 @@
+// Collectives built of point-to-point messages, so that the order of every sum is ours.
+#pragma once
+
+#include "parallel/mpi/operation.h"
+
+namespace levin::mpi {
+
+// Message tags of one call: unlike calls in flight do not mix. `tag` and `tag + 1` belong to the operation.
+struct Call {
+    MPI_Comm comm;
+    int rank, size, tag;
+    std::string what;
+};
+
+// Small tensors: everybody sends everything to everybody (one latency). Others: rank p sums the p-th part of
+// the tensor and sends the result to all, 2 (R-1)/R of the bytes each way. The same bits either way.
+std::shared_ptr<Operation> all_reduce(const Call& call, const Tensor& tensor, ReduceOp op);
+std::shared_ptr<Operation> reduce_scatter(const Call& call, const Tensor& whole, const Tensor& part,
+                                          ReduceOp op);
+std::shared_ptr<Operation> all_gather(const Call& call, const Tensor& part, const Tensor& whole);
+std::shared_ptr<Operation> broadcast(const Call& call, const Tensor& tensor, int root);
+std::shared_ptr<Operation> send(const Call& call, const Tensor& tensor, int to);
+std::shared_ptr<Operation> recv(const Call& call, const Tensor& tensor, int from);
+std::shared_ptr<Operation> barrier(const Call& call);
+
+}  // namespace levin::mpi

@@ -1,0 +1,169 @@
+#include "parallel/world.h"
+
+#include <omp.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <sstream>
+#include <thread>
+
+#include "parallel/agreement.h"
+#include "parallel/host.h"
+#include "parallel/mpi/mpi_communicator.h"
+#include "parallel/mpi/runtime.h"
+#include "parallel/self.h"
+#include "parallel/timeout.h"
+
+namespace levin {
+
+namespace {
+
+World* living = nullptr;
+
+std::string joined(const std::vector<int>& numbers) {
+    std::string text;
+    for (int number : numbers) text += std::to_string(number) + ' ';
+    return text;
+}
+
+std::vector<int> parsed(const std::string& text) {
+    std::istringstream stream(text);
+    std::vector<int> numbers;
+    for (int number = 0; stream >> number;) numbers.push_back(number);
+    return numbers;
+}
+
+}  // namespace
+
+double communication_timeout() {
+    static const double seconds = [] {
+        const char* text = std::getenv("LEVIN_COMMUNICATION_TIMEOUT");
+        if (!text || !*text) return 1800.0;
+        char* end = nullptr;
+        const double value = std::strtod(text, &end);
+        LEVIN_REQUIRE(*end == '\0' && value > 0, "environment",
+                      "LEVIN_COMMUNICATION_TIMEOUT is \"{}\", must be a number of seconds above 0", text);
+        return value;
+    }();
+    return seconds;
+}
+
+World::World() {
+    LEVIN_CHECK(!living, "world", "a second World in one process");
+    if (mpi::started_by_mpirun()) {
+        mpi::initialize();
+        uses_mpi_ = true;
+        communication_timeout();  // refuse a wrong value now
+        all_ = mpi::make_world_communicator();
+        host_ = mpi::make_host_communicator();
+        if (mpi::bound_by_default()) clear_affinity();
+    } else {
+        all_ = make_self_communicator("world");
+        host_ = make_self_communicator("world.host");
+    }
+    const std::vector<int> cpus = usable_cpus();
+    std::vector<std::vector<int>> masks;
+    for (const std::string& text : gather_texts(*host_, joined(cpus))) masks.push_back(parsed(text));
+    place_ = {host_name(), host_->rank(), host_->size(), static_cast<int>(cpus.size()),
+              threads_for(masks, static_cast<size_t>(host_->rank()), cpu_quota())};
+    if (!std::getenv("OMP_NUM_THREADS")) omp_set_num_threads(place_.threads);
+    living = this;
+}
+
+World::~World() {
+    living = nullptr;
+    if (!uses_mpi_ || finished_) return;
+    // On the way out of a failure MPI_Finalize would wait for ranks that know nothing of it; and nothing is
+    // left to do about its own failure.
+    if (std::uncaught_exceptions() > 0) return;
+    try {
+        finish();
+    } catch (const std::exception& error) {
+        std::fprintf(stderr, "levin: rank %d: %s\n", rank(), error.what());
+    }
+}
+
+World& World::current() {
+    LEVIN_CHECK(living, "world", "no World yet; main() makes it");
+    return *living;
+}
+
+std::string World::mpi_version() const { return mpi::library_version(); }
+
+std::vector<RankPlace> World::places() const {
+    const std::string mine = joined({place_.local_rank, place_.local_size, place_.cores, place_.threads});
+    std::vector<RankPlace> places;
+    for (const std::string& text : gather_texts(*all_, mine + place_.host)) {
+        RankPlace place;
+        std::istringstream stream(text);
+        stream >> place.local_rank >> place.local_size >> place.cores >> place.threads >> std::ws;
+        std::getline(stream, place.host);
+        places.push_back(place);
+    }
+    return places;
+}
+
+void World::finish() {
+    if (finished_) return;
+    finished_ = true;
+    if (!uses_mpi_) return;
+    all_->barrier();  // has a time limit and gives the core away, unlike MPI_Finalize
+    host_.reset();
+    const std::shared_ptr<Communicator> last = make_self_communicator("world");
+    all_ = last;
+    mpi::finalize();
+}
+
+namespace {
+
+int report(const World* world, const char* what, int status) {
+    if (world && world->size() > 1) {
+        // Most failures happen on all ranks alike. Rank 0 speaks first, and its end silences the others.
+        if (!world->is_root()) std::this_thread::sleep_for(std::chrono::milliseconds(400));
+        std::fprintf(stderr, "levin: rank %d of %d on %s: %s\n", world->rank(), world->size(),
+                     world->place().host.c_str(), what);
+    } else {
+        std::fprintf(stderr, "levin: %s\n", what);
+    }
+    std::fflush(stderr);
+    return status;
+}
+
+// Runs one stage and turns what it throws into a status.
+int guarded(const World* world, const std::function<int()>& stage) {
+    try {
+        return stage();
+    } catch (const Error& error) {
+        return report(world, error.what(), error.exit_status());
+    } catch (const std::bad_alloc&) {
+        return report(world, "[memory] the machine has no memory left", 1);
+    } catch (const std::exception& error) {
+        return report(world, error.what(), 1);
+    }
+}
+
+}  // namespace
+
+int run_ranks(const std::function<int(World&)>& body) {
+    std::unique_ptr<World> world;
+    int status = guarded(nullptr, [&] {
+        world = std::make_unique<World>();
+        return 0;
+    });
+    if (!world) return status;
+    status = guarded(world.get(), [&] { return body(*world); });
+    if (status == 0)
+        status = guarded(world.get(), [&] {
+            world->finish();
+            return 0;
+        });
+    if (status != 0 && world->uses_mpi()) {
+        std::fflush(nullptr);
+        world->all().abort(status);
+    }
+    return status;
+}
+
+}  // namespace levin
