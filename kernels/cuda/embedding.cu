@@ -1,0 +1,119 @@
+// Token embedding. Its gradient sorts the tokens by id (stable, so token order stays inside an id) and sums
+// each run.
+#include <bit>
+#include <cub/device/device_radix_sort.cuh>
+
+#include "kernels/backends.h"
+#include "kernels/cuda/element.cuh"
+
+namespace levin::kernels::cuda {
+
+namespace {
+
+template <class T>
+struct GatherOp {
+    const int32_t* ids;
+    const T* table;
+    T* y;
+    int64_t width;
+    acc_t<T> scale;
+    template <int N>
+    __device__ void apply(int64_t t, int64_t c) const {
+        auto value = load<N>(table + ids[t] * width + c);
+#pragma unroll
+        for (int i = 0; i < N; ++i) value[i] *= scale;
+        store<N>(y + t * width + c, value);
+    }
+};
+
+__global__ void number_kernel(int64_t count, int32_t* indices) {
+    const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    if (i < count) indices[i] = static_cast<int32_t>(i);
+}
+
+// The block at the first sorted place of an id sums that id's whole run, in order; the other blocks leave at
+// once.
+template <class T, int N>
+__global__ void scatter_kernel(int64_t tokens, int64_t width, const int32_t* sorted_ids,
+                               const int32_t* sorted_tokens, int64_t padding_id, acc_t<T> scale, const T* dy,
+                               acc_t<T>* dtable) {
+    using A = acc_t<T>;
+    const int64_t first = blockIdx.x;
+    const int32_t id = sorted_ids[first];
+    if (id == padding_id || (first > 0 && sorted_ids[first - 1] == id)) return;
+    const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
+    if (c >= width) return;
+    Pack<A, N> sum{};
+    constexpr int kAhead = 4;  // independent rows in flight
+    int64_t i = first;
+    for (bool more = true; more;) {
+        Pack<A, N> value[kAhead];
+        int got = 0;
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k) {
+            const bool here = got == k && i + k < tokens && sorted_ids[i + k] == id;
+            if (!here) continue;
+            got = k + 1;
+            value[k] = load<N>(dy + sorted_tokens[i + k] * width + c);
+        }
+#pragma unroll
+        for (int k = 0; k < kAhead; ++k)
+            if (k < got)
+#pragma unroll
+                for (int j = 0; j < N; ++j) sum[j] += value[k][j];
+        i += got;
+        more = got == kAhead;
+    }
+    A* out = dtable + id * width + c;
+#pragma unroll
+    for (int j = 0; j < N; ++j) out[j] += scale * sum[j];
+}
+
+}  // namespace
+
+void embedding_forward(const Stream& stream, const EmbeddingForward& args) {
+    const cudaStream_t s = use(stream);
+    by_type(args.dtype, "embedding_forward", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        map_rows<T>(s, args.tokens, args.width,
+                    vectorizable<T>({{args.table, args.width}, {args.y, args.width}}),
+                    GatherOp<T>{args.ids, static_cast<const T*>(args.table), static_cast<T*>(args.y),
+                                args.width, static_cast<acc_t<T>>(args.scale)});
+    });
+}
+
+void embedding_backward(const Stream& stream, const EmbeddingBackward& args) {
+    const cudaStream_t s = use(stream);
+    if (args.tokens <= 0 || args.width <= 0) return;
+    if (args.tokens > INT32_MAX) fail_arguments("embedding_backward", "tokens must fit 31 bits", args.tokens);
+    const size_t count = static_cast<size_t>(args.tokens);
+    const int bits = std::bit_width(static_cast<uint64_t>(args.vocab > 1 ? args.vocab - 1 : 1));
+    Scratch numbers(s, 3 * count * sizeof(int32_t));
+    auto* tokens = numbers.as<int32_t>();
+    int32_t *sorted_tokens = tokens + count, *sorted_ids = sorted_tokens + count;
+    number_kernel<<<static_cast<unsigned>(ceil_div(args.tokens, 256)), 256, 0, s>>>(args.tokens, tokens);
+    LEVIN_CUDA_LAUNCHED();
+    const auto* ids = reinterpret_cast<const uint32_t*>(args.ids);
+    auto* keys = reinterpret_cast<uint32_t*>(sorted_ids);
+    size_t bytes = 0;
+    LEVIN_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(nullptr, bytes, ids, keys, tokens, sorted_tokens,
+                                                     static_cast<int>(count), 0, bits, s));
+    Scratch sort(s, bytes);
+    LEVIN_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(sort.as<>(), bytes, ids, keys, tokens, sorted_tokens,
+                                                     static_cast<int>(count), 0, bits, s));
+    by_type(args.dtype, "embedding_backward", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool vector = args.width % kVector<T> == 0 && vectorizable<T>({{args.dy, args.width}});
+        const int64_t vectors = args.width / (vector ? kVector<T> : 1);
+        const int threads = vectors < 128 ? static_cast<int>(ceil_div(vectors, 32) * 32) : 128;
+        const dim3 grid(static_cast<unsigned>(args.tokens),
+                        static_cast<unsigned>(ceil_div(vectors, threads)));
+        auto* kernel = vector ? scatter_kernel<T, kVector<T>> : scatter_kernel<T, 1>;
+        kernel<<<grid, threads, 0, s>>>(args.tokens, args.width, sorted_ids, sorted_tokens, args.padding_id,
+                                        static_cast<acc_t<T>>(args.scale), static_cast<const T*>(args.dy),
+                                        static_cast<acc_t<T>*>(args.dtable));
+        LEVIN_CUDA_LAUNCHED();
+    });
+}
+
+}  // namespace levin::kernels::cuda

@@ -1,0 +1,229 @@
+// AdamW and gradient norm over many tensors. A launch takes the addresses of up to kGroup tensors as a kernel
+// parameter and cuts each tensor into chunks, one block each: few launches, no device copy of the list.
+#include <cmath>
+
+#include "kernels/backends.h"
+#include "kernels/cuda/row.cuh"
+
+namespace levin::kernels::cuda {
+
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kChunk = 16384;  // elements of a block
+constexpr int kGroup = 56;         // tensors of a launch: the parameter block stays under 4 KB
+
+// Which tensor of the group block `block` works on, and its chunk: ends[i] = chunks of tensors 0 .. i.
+struct ChunkMap {
+    int tensors = 0;
+    int32_t ends[kGroup];
+    __device__ int find(int32_t block, int64_t* chunk) const {
+        int low = 0, high = tensors - 1;
+        while (low < high) {
+            const int middle = (low + high) / 2;
+            if (block < ends[middle])
+                high = middle;
+            else
+                low = middle + 1;
+        }
+        *chunk = block - (low > 0 ? ends[low - 1] : 0);
+        return low;
+    }
+};
+
+struct AdamWGroup {
+    ChunkMap map;
+    AdamWTensor tensors[kGroup];
+};
+
+template <class A>
+struct AdamWNumbers {
+    A learning_rate, beta1, beta2, rest1, rest2, eps, correction1, correction2;
+    const A* grad_scale;
+};
+
+template <class A, int N>
+__device__ void adamw_apply(const AdamWTensor& t, const AdamWNumbers<A>& n, A scale, A decay, int64_t i) {
+    auto w = load<N>(static_cast<const A*>(t.master) + i);
+    const auto grad = load<N>(static_cast<const A*>(t.grad) + i);
+    auto m = load<N>(static_cast<const A*>(t.m) + i);
+    auto v = load<N>(static_cast<const A*>(t.v) + i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+        const A g = grad[j] * scale;
+        m[j] = n.beta1 * m[j] + n.rest1 * g;
+        v[j] = n.beta2 * v[j] + n.rest2 * g * g;
+        w[j] -=
+            n.learning_rate * (m[j] / n.correction1 / (sqrt(v[j] / n.correction2) + n.eps) + decay * w[j]);
+    }
+    store<N>(static_cast<A*>(t.master) + i, w);
+    store<N>(static_cast<A*>(t.m) + i, m);
+    store<N>(static_cast<A*>(t.v) + i, v);
+    if (t.model) {
+        Pack<float, N> narrow;
+#pragma unroll
+        for (int j = 0; j < N; ++j) narrow[j] = static_cast<float>(w[j]);
+        store<N>(static_cast<Bf16*>(t.model) + i, narrow);
+    }
+}
+
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    adamw_kernel(const __grid_constant__ AdamWGroup group, const __grid_constant__ AdamWNumbers<A> numbers) {
+    constexpr int kN = kVector<A>;
+    int64_t chunk;
+    const AdamWTensor& t = group.tensors[group.map.find(blockIdx.x, &chunk)];
+    const A scale = numbers.grad_scale ? *numbers.grad_scale : A(1), decay = A(t.weight_decay);
+    const int64_t begin = chunk * kChunk, end = begin + kChunk < t.count ? begin + kChunk : t.count;
+    const uint64_t addresses = reinterpret_cast<uintptr_t>(t.master) | reinterpret_cast<uintptr_t>(t.grad) |
+                               reinterpret_cast<uintptr_t>(t.m) | reinterpret_cast<uintptr_t>(t.v);
+    const bool vector =
+        addresses % 16 == 0 && reinterpret_cast<uintptr_t>(t.model) % (kN * sizeof(Bf16)) == 0;
+    const int64_t vectors_end = vector ? begin + (end - begin) / kN * kN : begin;
+    for (int64_t i = begin + threadIdx.x * kN; i < vectors_end; i += kThreads * kN)
+        adamw_apply<A, kN>(t, numbers, scale, decay, i);
+    for (int64_t i = vectors_end + threadIdx.x; i < end; i += kThreads)
+        adamw_apply<A, 1>(t, numbers, scale, decay, i);
+}
+
+struct SquaresGroup {
+    ChunkMap map;
+    const void* data[kGroup];
+    int64_t counts[kGroup];
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    squares_kernel(const __grid_constant__ SquaresGroup group, double* partial) {
+    int64_t chunk;
+    const int tensor = group.map.find(blockIdx.x, &chunk);
+    const T* data = static_cast<const T*>(group.data[tensor]);
+    const int64_t begin = chunk * kChunk, count = group.counts[tensor];
+    const int64_t end = begin + kChunk < count ? begin + kChunk : count;
+    constexpr int kN = kVector<T>;
+    const bool vector = reinterpret_cast<uintptr_t>(data) % 16 == 0;
+    const int64_t vectors_end = vector ? begin + (end - begin) / kN * kN : begin;
+    double sum = 0;
+    for (int64_t i = begin + threadIdx.x * kN; i < vectors_end; i += kThreads * kN) {
+        const auto value = load<kN>(data + i);
+#pragma unroll
+        for (int j = 0; j < kN; ++j) sum += static_cast<double>(value[j]) * static_cast<double>(value[j]);
+    }
+    for (int64_t i = vectors_end + threadIdx.x; i < end; i += kThreads) {
+        const auto value = static_cast<double>(to_acc(data[i]));
+        sum += value * value;
+    }
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void sum_kernel(int64_t count, const double* partial, double* out) {
+    double sum = 0;
+    for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += partial[i];
+    sum = block_sum(sum);
+    if (threadIdx.x == 0) *out = sum;
+}
+
+template <class A>
+__global__ void clip_kernel(const double* sum, double max_norm, double* grad_norm, A* grad_scale) {
+    const double norm = sqrt(*sum);
+    *grad_norm = norm;
+    const double factor = max_norm / (norm + 1e-6);
+    *grad_scale = static_cast<A>(max_norm > 0 && !(factor >= 1) ? factor : 1);  // NaN stays NaN
+}
+
+// Calls launch(first, tensors of the group, map, blocks) for groups of tensors that have elements.
+template <class Count, class Launch>
+void for_each_group(int64_t tensors, const Count& count_of, const Launch& launch) {
+    ChunkMap map;
+    int64_t members[kGroup];
+    int64_t blocks = 0;
+    const auto flush = [&] {
+        if (map.tensors > 0) launch(map, members, blocks);
+        map.tensors = 0;
+        blocks = 0;
+    };
+    for (int64_t t = 0; t < tensors; ++t) {
+        const int64_t chunks = ceil_div(count_of(t), kChunk);
+        if (chunks == 0) continue;
+        if (map.tensors == kGroup || blocks + chunks > INT32_MAX) flush();
+        blocks += chunks;
+        members[map.tensors] = t;
+        map.ends[map.tensors++] = static_cast<int32_t>(blocks);
+    }
+    flush();
+}
+
+template <class A>
+void adamw_typed(cudaStream_t stream, const AdamW& args) {
+    const AdamWNumbers<A> numbers{static_cast<A>(args.learning_rate),
+                                  static_cast<A>(args.beta1),
+                                  static_cast<A>(args.beta2),
+                                  static_cast<A>(1 - args.beta1),
+                                  static_cast<A>(1 - args.beta2),
+                                  static_cast<A>(args.eps),
+                                  static_cast<A>(1 - std::pow(args.beta1, static_cast<double>(args.step))),
+                                  static_cast<A>(1 - std::pow(args.beta2, static_cast<double>(args.step))),
+                                  static_cast<const A*>(args.grad_scale_pointer)};
+    for_each_group(
+        args.tensors, [&](int64_t t) { return args.list[t].count; },
+        [&](const ChunkMap& map, const int64_t* members, int64_t blocks) {
+            AdamWGroup group;
+            group.map = map;
+            for (int i = 0; i < map.tensors; ++i) group.tensors[i] = args.list[members[i]];
+            adamw_kernel<A><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(group, numbers);
+            LEVIN_CUDA_LAUNCHED();
+        });
+}
+
+}  // namespace
+
+void adamw(const Stream& stream, const AdamW& args) {
+    const cudaStream_t s = use(stream);
+    if (args.acc == DType::f64)
+        adamw_typed<double>(s, args);
+    else if (args.acc == DType::f32)
+        adamw_typed<float>(s, args);
+    else
+        fail_arguments("adamw", "acc must be f32 or f64", static_cast<int64_t>(args.acc));
+}
+
+void sum_of_squares(const Stream& stream, const SumOfSquares& args) {
+    const cudaStream_t s = use(stream);
+    int64_t chunks = 0;
+    for (int64_t t = 0; t < args.tensors; ++t) chunks += ceil_div(args.counts[t], kChunk);
+    Scratch partial(s, static_cast<size_t>(chunks) * sizeof(double));
+    by_type(args.dtype, "sum_of_squares", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        int64_t done = 0;
+        for_each_group(
+            args.tensors, [&](int64_t t) { return args.counts[t]; },
+            [&](const ChunkMap& map, const int64_t* members, int64_t blocks) {
+                SquaresGroup group;
+                group.map = map;
+                for (int i = 0; i < map.tensors; ++i) {
+                    group.data[i] = args.list[members[i]];
+                    group.counts[i] = args.counts[members[i]];
+                }
+                squares_kernel<T>
+                    <<<static_cast<unsigned>(blocks), kThreads, 0, s>>>(group, partial.as<double>() + done);
+                LEVIN_CUDA_LAUNCHED();
+                done += blocks;
+            });
+    });
+    sum_kernel<<<1, 1024, 0, s>>>(chunks, partial.as<double>(), args.out);
+    LEVIN_CUDA_LAUNCHED();
+}
+
+void clip_scale(const Stream& stream, const ClipScale& args) {
+    const cudaStream_t s = use(stream);
+    if (args.acc == DType::f64)
+        clip_kernel<<<1, 1, 0, s>>>(args.sum, args.max_norm, args.grad_norm,
+                                    static_cast<double*>(args.grad_scale));
+    else
+        clip_kernel<<<1, 1, 0, s>>>(args.sum, args.max_norm, args.grad_norm,
+                                    static_cast<float*>(args.grad_scale));
+    LEVIN_CUDA_LAUNCHED();
+}
+
+}  // namespace levin::kernels::cuda

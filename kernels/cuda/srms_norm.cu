@@ -1,0 +1,210 @@
+// SimpleRMSNorm, with the residual sum before it or the gate after it. One block per row, each row read
+// twice: the second time from the cache.
+#include <type_traits>
+
+#include "kernels/backends.h"
+#include "kernels/cuda/activation.cuh"
+#include "kernels/cuda/row.cuh"
+
+namespace levin::kernels::cuda {
+
+namespace {
+
+template <class T, int N>
+__global__ void __launch_bounds__(kMaxRowThreads)
+    forward_kernel(int64_t width, double eps, const T* x, int64_t x_stride, const T* branch, T* h, T* y,
+                   acc_t<T>* rstd) {
+    using A = acc_t<T>;
+    const int64_t row = blockIdx.x;
+    const T* from = x + row * x_stride;
+    A squares = 0;
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        auto value = load<kN>(from + c);
+        if (branch) {
+            const auto other = load<kN>(branch + row * width + c);
+#pragma unroll
+            for (int i = 0; i < kN; ++i) value[i] = to_acc(from_acc<T>(value[i] + other[i]));
+            store<kN>(h + row * width + c, value);
+        }
+#pragma unroll
+        for (int i = 0; i < kN; ++i) squares += value[i] * value[i];
+    });
+    const A r = A(1) / sqrt(block_sum(squares) / A(width) + A(eps));
+    if (threadIdx.x == 0) rstd[row] = r;
+    if (!y) return;
+    const T* again = branch ? h + row * width : from;
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        auto value = load<kN>(again + c);
+#pragma unroll
+        for (int i = 0; i < kN; ++i) value[i] *= r;
+        store<kN>(y + row * width + c, value);
+    });
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kMaxRowThreads)
+    backward_kernel(int64_t width, const T* x, int64_t x_stride, const acc_t<T>* rstd, const T* dy,
+                    const T* residual, T* dx, int64_t dx_stride) {
+    using A = acc_t<T>;
+    const int64_t row = blockIdx.x;
+    const A r = rstd[row];
+    const T* from = x + row * x_stride;
+    A dot = 0;
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        const auto value = load<kN>(from + c);
+        const auto gradient = load<kN>(dy + row * width + c);
+#pragma unroll
+        for (int i = 0; i < kN; ++i) dot += value[i] * r * gradient[i];
+    });
+    const A mean = block_sum(dot) / A(width);
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        const auto value = load<kN>(from + c);
+        auto gradient = load<kN>(dy + row * width + c);
+#pragma unroll
+        for (int i = 0; i < kN; ++i) gradient[i] = (gradient[i] - value[i] * r * mean) * r;
+        if (residual) {
+            const auto past = load<kN>(residual + row * width + c);
+#pragma unroll
+            for (int i = 0; i < kN; ++i) gradient[i] += past[i];
+        }
+        store<kN>(dx + row * dx_stride + c, gradient);
+    });
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kMaxRowThreads)
+    gated_forward_kernel(int64_t width, double eps, Activation gate, const T* o, const T* u, int64_t u_stride,
+                         T* y, acc_t<T>* rstd) {
+    using A = acc_t<T>;
+    const int64_t row = blockIdx.x;
+    A squares = 0;
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        const auto value = load<kN>(o + row * width + c);
+#pragma unroll
+        for (int i = 0; i < kN; ++i) squares += value[i] * value[i];
+    });
+    const A r = A(1) / sqrt(block_sum(squares) / A(width) + A(eps));
+    if (threadIdx.x == 0) rstd[row] = r;
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        auto value = load<kN>(o + row * width + c);
+        const auto open = load<kN>(u + row * u_stride + c);
+#pragma unroll
+        for (int i = 0; i < kN; ++i) value[i] = activate(gate, open[i]) * (value[i] * r);
+        store<kN>(y + row * width + c, value);
+    });
+}
+
+template <class T, int N>
+__global__ void __launch_bounds__(kMaxRowThreads)
+    gated_backward_kernel(int64_t width, Activation gate, const T* o, const T* u, int64_t u_stride,
+                          const acc_t<T>* rstd, const T* dy, T* d_o, T* du, int64_t du_stride, T* y) {
+    using A = acc_t<T>;
+    const int64_t row = blockIdx.x;
+    const A r = rstd[row];
+    A dot = 0;
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        const auto value = load<kN>(o + row * width + c);
+        const auto open = load<kN>(u + row * u_stride + c);
+        const auto gradient = load<kN>(dy + row * width + c);
+#pragma unroll
+        for (int i = 0; i < kN; ++i) dot += value[i] * r * (gradient[i] * activate(gate, open[i]));
+    });
+    const A mean = block_sum(dot) / A(width);
+    sweep<N>(width, [&](int64_t c, auto n) {
+        constexpr int kN = decltype(n)::value;
+        const auto value = load<kN>(o + row * width + c);
+        const auto open = load<kN>(u + row * u_stride + c);
+        const auto gradient = load<kN>(dy + row * width + c);
+        Pack<A, kN> to_o, to_u, product;
+#pragma unroll
+        for (int i = 0; i < kN; ++i) {
+            const A normed = value[i] * r, factor = activate(gate, open[i]);
+            to_o[i] = (gradient[i] * factor - normed * mean) * r;
+            to_u[i] = gradient[i] * normed * derivative(gate, open[i]);
+            product[i] = factor * normed;
+        }
+        store<kN>(d_o + row * width + c, to_o);
+        store<kN>(du + row * du_stride + c, to_u);
+        if (y) store<kN>(y + row * width + c, product);
+    });
+}
+
+}  // namespace
+
+void srms_norm_forward(const Stream& stream, const SrmsNormForward& args) {
+    const cudaStream_t s = use(stream);
+    if (args.rows <= 0) return;
+    by_type(args.dtype, "srms_norm_forward", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool vector = vectorizable<T>(
+            {{args.x, args.x_stride}, {args.branch, args.width}, {args.h, args.width}, {args.y, args.width}});
+        auto* kernel = vector ? forward_kernel<T, kVector<T>> : forward_kernel<T, 1>;
+        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+            args.width, args.eps, static_cast<const T*>(args.x), args.x_stride,
+            static_cast<const T*>(args.branch), static_cast<T*>(args.h), static_cast<T*>(args.y),
+            static_cast<acc_t<T>*>(args.rstd));
+        LEVIN_CUDA_LAUNCHED();
+    });
+}
+
+void srms_norm_backward(const Stream& stream, const SrmsNormBackward& args) {
+    const cudaStream_t s = use(stream);
+    if (args.rows <= 0) return;
+    by_type(args.dtype, "srms_norm_backward", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool vector = vectorizable<T>({{args.x, args.x_stride},
+                                             {args.dy, args.width},
+                                             {args.residual_grad, args.width},
+                                             {args.dx, args.dx_stride}});
+        auto* kernel = vector ? backward_kernel<T, kVector<T>> : backward_kernel<T, 1>;
+        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+            args.width, static_cast<const T*>(args.x), args.x_stride, static_cast<const acc_t<T>*>(args.rstd),
+            static_cast<const T*>(args.dy), static_cast<const T*>(args.residual_grad),
+            static_cast<T*>(args.dx), args.dx_stride);
+        LEVIN_CUDA_LAUNCHED();
+    });
+}
+
+void gated_srms_norm_forward(const Stream& stream, const GatedSrmsNormForward& args) {
+    const cudaStream_t s = use(stream);
+    if (args.rows <= 0) return;
+    by_type(args.dtype, "gated_srms_norm_forward", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool vector =
+            vectorizable<T>({{args.o, args.width}, {args.u, args.u_stride}, {args.y, args.width}});
+        auto* kernel = vector ? gated_forward_kernel<T, kVector<T>> : gated_forward_kernel<T, 1>;
+        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+            args.width, args.eps, args.gate, static_cast<const T*>(args.o), static_cast<const T*>(args.u),
+            args.u_stride, static_cast<T*>(args.y), static_cast<acc_t<T>*>(args.rstd));
+        LEVIN_CUDA_LAUNCHED();
+    });
+}
+
+void gated_srms_norm_backward(const Stream& stream, const GatedSrmsNormBackward& args) {
+    const cudaStream_t s = use(stream);
+    if (args.rows <= 0) return;
+    by_type(args.dtype, "gated_srms_norm_backward", [&](auto tag) {
+        using T = typename decltype(tag)::type;
+        const bool vector = vectorizable<T>({{args.o, args.width},
+                                             {args.u, args.u_stride},
+                                             {args.dy, args.width},
+                                             {args.d_o, args.width},
+                                             {args.du, args.du_stride},
+                                             {args.y, args.width}});
+        auto* kernel = vector ? gated_backward_kernel<T, kVector<T>> : gated_backward_kernel<T, 1>;
+        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+            args.width, args.gate, static_cast<const T*>(args.o), static_cast<const T*>(args.u),
+            args.u_stride, static_cast<const acc_t<T>*>(args.rstd), static_cast<const T*>(args.dy),
+            static_cast<T*>(args.d_o), static_cast<T*>(args.du), args.du_stride, static_cast<T*>(args.y));
+        LEVIN_CUDA_LAUNCHED();
+    });
+}
+
+}  // namespace levin::kernels::cuda
