@@ -187,7 +187,7 @@ TEST(Config, AblationStandsOnItsBase) {
 }
 
 TEST(Config, TheDocumentIsUpToDate) {
-    EXPECT_EQ(read_text(source_folder() + "/docs/config.md"), config_markdown())
+    EXPECT_TRUE(read_text(source_folder() + "/docs/config.md") == config_markdown())
         << "run: levin config docs > docs/config.md";
 }
 
