@@ -69,11 +69,14 @@ install_packages() {
     if (( ${#missing[@]} == 0 )); then return 0; fi
     if (( EUID != 0 )); then
         if ! command -v sudo >/dev/null || ! sudo -n true 2>/dev/null; then
+            local prefix='sudo sh -c'
+            if ! command -v sudo >/dev/null; then prefix='su -c'; fi
             {
-                say "Missing packages, and no right to install them. Run this once, then start again:"
+                say "Packages are missing, and this account may not install them. Run this once, then start again:"
                 say
-                say "  sudo sh -c 'apt-get update && apt-get install -y --no-install-recommends ${missing[*]}'"
+                say "  $prefix 'apt-get update && apt-get install -y --no-install-recommends ${missing[*]}'"
                 say
+                say "(launch/build --no-install goes on without, for libraries that came by other means.)"
             } >&2
             return 2
         fi
