@@ -49,7 +49,7 @@ function logTicks(low, high, count) {
       const tick = factor * 10 ** power;
       if (tick >= low && tick <= high && power % every === 0) ticks.push(tick);
     }
-  return ticks.length >= 2 ? ticks : linearTicks(low, high, count);
+  return ticks.length >= 3 ? ticks : linearTicks(low, high, count);
 }
 
 // Exponential moving averages from both sides, so that the curve does not lag; a gap stays a gap.
@@ -228,9 +228,11 @@ class Chart {
     if (!active) return;
     this.tip.replaceChildren(element('div', { class: 'soft' }, exactX(x)), element('table', {}, body));
     this.tip.hidden = false;
-    const at = this.svg.offsetLeft + this.toX(x), wide = this.tip.offsetWidth;
-    this.tip.style.left = (at + 16 + wide > this.card.clientWidth ? Math.max(4, at - 16 - wide) : at + 16) + 'px';
-    this.tip.style.top = (this.svg.offsetTop + 14) + 'px';
+    const plot = this.svg.getBoundingClientRect(), card = this.card.getBoundingClientRect();
+    const at = plot.left - card.left + this.toX(x), wide = this.tip.offsetWidth;
+    const left = at + 16 + wide > card.width ? at - 16 - wide : at + 16;
+    this.tip.style.left = Math.max(4, Math.min(left, card.width - wide - 4)) + 'px';
+    this.tip.style.top = (plot.top - card.top + 14) + 'px';
   }
 }
 function redraw() { charts.forEach(chart => chart.draw()); }
