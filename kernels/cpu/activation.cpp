@@ -110,7 +110,7 @@ void glu_backward(const GluBackward& args) {
                 T* da = static_cast<T*>(args.da) + r * args.da_stride;
                 T* db = static_cast<T*>(args.db) + r * args.db_stride;
                 T* y = args.y ? static_cast<T*>(args.y) + r * args.columns : nullptr;
-                const auto element = [&](int64_t c) {
+                const auto element = [&](int64_t c) __attribute__((always_inline)) {
                     const auto g = activation_both<A>(load(a[c]));
                     const auto gate = load(b[c]), d = load(dy[c]);
                     da[c] = narrow<T>(d * gate * g.derivative);

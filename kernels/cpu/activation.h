@@ -18,7 +18,7 @@ struct ValueAndDerivative {
 
 // Both at once: they share their exponential, and the compiler drops the one that is not used.
 template <Activation A, class T>
-inline ValueAndDerivative<T> activation_both(T x) {
+LEVIN_INLINE ValueAndDerivative<T> activation_both(T x) {
     if constexpr (A == Activation::none) {
         return {x, T(1)};
     } else if constexpr (A == Activation::silu) {
@@ -52,11 +52,11 @@ inline ValueAndDerivative<T> activation_both(T x) {
     }
 }
 template <Activation A, class T>
-inline T activation_value(T x) {
+LEVIN_INLINE T activation_value(T x) {
     return activation_both<A>(x).value;
 }
 template <Activation A, class T>
-inline T activation_derivative(T x) {
+LEVIN_INLINE T activation_derivative(T x) {
     return activation_both<A>(x).derivative;
 }
 

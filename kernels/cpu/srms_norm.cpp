@@ -134,7 +134,7 @@ void gated_srms_norm_backward(const GatedSrmsNormBackward& args) {
                 for (int64_t c = 0; c < width; ++c)
                     dot += load(o[c]) * (load(dy[c]) * activation_value<gate>(load(u[c])));
                 const A along = rstd * rstd * rstd * dot / static_cast<A>(width);
-                const auto element = [&](int64_t c) {
+                const auto element = [&](int64_t c) __attribute__((always_inline)) {
                     const auto g = activation_both<gate>(load(u[c]));
                     const A x = load(o[c]), n = x * rstd, d = load(dy[c]);
                     du[c] = narrow<T>(d * n * g.derivative);

@@ -11,20 +11,23 @@
 
 #include "kernels/base/dtype.h"
 
+// Past some size of a source file the compiler stops inlining, and a call left in a loop keeps it scalar.
+#define LEVIN_INLINE [[gnu::always_inline]] inline
+
 namespace levin::kernels::cpu {
 
 // An element in its arithmetic type, and back (bf16: rounded to nearest even).
-inline double load(double x) { return x; }
-inline float load(float x) { return x; }
-inline float load(bf16 x) { return static_cast<float>(x); }
+LEVIN_INLINE double load(double x) { return x; }
+LEVIN_INLINE float load(float x) { return x; }
+LEVIN_INLINE float load(bf16 x) { return static_cast<float>(x); }
 
 template <class T>
-inline T narrow(arithmetic_t<T> x) {
+LEVIN_INLINE T narrow(arithmetic_t<T> x) {
     return static_cast<T>(x);
 }
 // Without the early return of bf16's constructor, which the vectoriser does not see through.
 template <>
-inline bf16 narrow<bf16>(float x) {
+LEVIN_INLINE bf16 narrow<bf16>(float x) {
     const uint32_t raw = std::bit_cast<uint32_t>(x);
     const uint32_t rounded = (raw + 0x7fffu + ((raw >> 16) & 1u)) >> 16;
     const uint32_t nan = (raw >> 16) | 0x40u;
@@ -41,7 +44,7 @@ struct Reduced {
     float r;
     int32_t n;
 };
-inline Reduced reduce_by_ln2(float x) {
+LEVIN_INLINE Reduced reduce_by_ln2(float x) {
     constexpr float shift = 12582912.0f, log2e = 1.44269504f, ln2_high = 0x1.62e4p-1f,
                     ln2_low = 0x1.7f7d1cp-20f;
     const float shifted = x * log2e + shift;
@@ -49,10 +52,12 @@ inline Reduced reduce_by_ln2(float x) {
     return {(x - n * ln2_high) - n * ln2_low,
             static_cast<int32_t>(std::bit_cast<uint32_t>(shifted) - std::bit_cast<uint32_t>(shift))};
 }
-inline float power_of_two(int32_t n) { return std::bit_cast<float>(static_cast<uint32_t>(n + 127) << 23); }
+LEVIN_INLINE float power_of_two(int32_t n) {
+    return std::bit_cast<float>(static_cast<uint32_t>(n + 127) << 23);
+}
 
 // (e^r - 1 - r) / r^2
-inline float exp_tail(float r) {
+LEVIN_INLINE float exp_tail(float r) {
     float p = 0x1.6d10fcp-10f;
     p = p * r + 0x1.120b62p-7f;
     p = p * r + 0x1.55551ap-5f;
@@ -61,7 +66,7 @@ inline float exp_tail(float r) {
 }
 
 // sin(r) for |r| <= pi / 2
-inline float sine_reduced(float r) {
+LEVIN_INLINE float sine_reduced(float r) {
     const float z = r * r;
     float p = -0x1.9db1ccp-26f;
     p = p * z + 0x1.719692p-19f;
@@ -72,7 +77,7 @@ inline float sine_reduced(float r) {
 }
 
 // sin(x + half_turns * pi), with x reduced in double: exact enough for any |x| < 2^50.
-inline float sine_shifted(float x, double half_turns) {
+LEVIN_INLINE float sine_shifted(float x, double half_turns) {
     constexpr double shift = 0x1.8p52, pi_high = 0x1.921fb54442d18p+1, pi_low = 0x1.1a62633145c07p-53;
     const double shifted = x * 0.31830988618379067 + half_turns + shift;
     const double n = shifted - shift, m = n - half_turns;
@@ -83,8 +88,8 @@ inline float sine_shifted(float x, double half_turns) {
 
 }  // namespace detail
 
-inline double fast_exp(double x) { return std::exp(x); }
-inline float fast_exp(float x) {
+LEVIN_INLINE double fast_exp(double x) { return std::exp(x); }
+LEVIN_INLINE float fast_exp(float x) {
     // The bounds give 0 and infinity, and let NaN through; 2^n in two factors, as n may leave the range of
     // one.
     x = x < -104.0f ? -104.0f : x;
@@ -96,8 +101,8 @@ inline float fast_exp(float x) {
 }
 
 // e^x - 1 for x <= 0 (other x: not used, not promised).
-inline double fast_expm1(double x) { return std::expm1(x); }
-inline float fast_expm1(float x) {
+LEVIN_INLINE double fast_expm1(double x) { return std::expm1(x); }
+LEVIN_INLINE float fast_expm1(float x) {
     x = x < -80.0f ? -80.0f : x;
     x = x > 80.0f ? 80.0f : x;
     const auto [r, n] = detail::reduce_by_ln2(x);
@@ -106,14 +111,14 @@ inline float fast_expm1(float x) {
 }
 
 template <class T>
-inline T fast_sigmoid(T x) {
+LEVIN_INLINE T fast_sigmoid(T x) {
     return T(1) / (T(1) + fast_exp(-x));
 }
 
-inline double fast_sin(double x) { return std::sin(x); }
-inline double fast_cos(double x) { return std::cos(x); }
-inline float fast_sin(float x) { return detail::sine_shifted(x, 0.0); }
-inline float fast_cos(float x) { return detail::sine_shifted(x, 0.5); }
+LEVIN_INLINE double fast_sin(double x) { return std::sin(x); }
+LEVIN_INLINE double fast_cos(double x) { return std::cos(x); }
+LEVIN_INLINE float fast_sin(float x) { return detail::sine_shifted(x, 0.0); }
+LEVIN_INLINE float fast_cos(float x) { return detail::sine_shifted(x, 0.5); }
 
 // Standard normal distribution: `below` = P(X <= x), `density` at x. The float form keeps its relative
 // accuracy in the left tail, where 1 + erf cancels: P = exp(-x^2/2) * erfcx(|x|/sqrt 2) / 2, erfcx fitted as
@@ -122,10 +127,10 @@ template <class T>
 struct Normal {
     T below, density;
 };
-inline Normal<double> normal_distribution(double x) {
+LEVIN_INLINE Normal<double> normal_distribution(double x) {
     return {0.5 * std::erfc(-x * 0.70710678118654752), 0.39894228040143268 * std::exp(-0.5 * x * x)};
 }
-inline Normal<float> normal_distribution(float x) {
+LEVIN_INLINE Normal<float> normal_distribution(float x) {
     float a = x < 0.0f ? -x : x;
     a = a > 20.0f ? 20.0f : a;
     const float square = a * a;
