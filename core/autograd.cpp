@@ -24,10 +24,23 @@ struct VariableState {
     std::function<void(Variable&)> hook;
 };
 
+// An input of an op, as backward needs it: the op that made it, or the leaf. It does not hold the input's
+// value: what backward needs of that, the op saves.
+struct Edge {
+    std::shared_ptr<Node> node;  // null for a leaf, and for what needs no gradient
+    size_t output = 0;
+    Variable leaf;  // undefined unless a leaf that needs a gradient
+    Shape shape;
+    DType dtype;
+    Device device;
+
+    bool wanted() const { return node || leaf.defined(); }
+};
+
 struct Node {
     const char* op;
     uint64_t order;  // creation order; an op's inputs always come before it
-    std::vector<Variable> inputs;
+    std::vector<Edge> inputs;
     BackwardFunction backward;
     std::vector<Shape> output_shapes;
     std::vector<DType> output_dtypes;
@@ -40,11 +53,11 @@ struct Node {
 
     Tensor gradient_buffer(size_t output);
     void receive(size_t output, Tensor gradient);
-    static VariableState& state(const Variable& variable) { return *variable.state_; }
 };
 
 }  // namespace detail
 
+using detail::Edge;
 using detail::Node;
 using detail::VariableState;
 
@@ -81,7 +94,6 @@ public:
 
     static void run(std::span<const Variable> roots, std::span<const Tensor> seeds) {
         std::unordered_map<VariableState*, int64_t> uses;  // of each leaf, still to come
-        std::vector<Variable> leaves;
         std::unordered_set<Node*> seen;
         std::vector<Node*> stack;
         auto later = [](const std::shared_ptr<Node>& a, const std::shared_ptr<Node>& b) {
@@ -108,14 +120,11 @@ public:
         while (!stack.empty()) {
             Node* node = stack.back();
             stack.pop_back();
-            for (const Variable& input : node->inputs) {
-                VariableState& s = state(input);
-                if (!s.requires_grad) continue;
-                if (!s.node) {
-                    if (uses[&s]++ == 0) leaves.push_back(input);
-                } else if (seen.insert(s.node.get()).second) {
-                    stack.push_back(s.node.get());
-                }
+            for (const Edge& input : node->inputs) {
+                if (input.leaf.defined())
+                    ++uses[&state(input.leaf)];
+                else if (input.node && seen.insert(input.node.get()).second)
+                    stack.push_back(input.node.get());
             }
         }
 
@@ -135,24 +144,30 @@ public:
                 node->backward(node->gradients, sink);
             }
             // Release what was saved now: memory falls as backward goes.
-            const std::vector<Variable> inputs = std::move(node->inputs);
+            const std::vector<Edge> inputs = std::move(node->inputs);
             node->inputs.clear();
             node->backward = nullptr;
             node->gradients.clear();
             node->slices = {};
-            for (const Variable& input : inputs) {
-                VariableState& s = state(input);
-                if (!s.requires_grad) continue;
-                if (s.node) {
-                    if (queued.insert(s.node.get()).second) ready.push(s.node);
-                } else if (--uses[&s] == 0 && backward_depth == 1 && s.hook && !s.fresh) {
-                    Variable leaf = input;
+            for (const Edge& input : inputs) {
+                if (input.node) {
+                    if (queued.insert(input.node.get()).second) ready.push(input.node);
+                } else if (input.leaf.defined()) {
+                    VariableState& s = state(input.leaf);
+                    if (--uses[&s] > 0 || backward_depth > 1 || !s.hook || s.fresh) continue;
+                    Variable leaf = input.leaf;
                     s.hook(leaf);
                 }
             }
         }
     }
 
+    static Edge edge(const Variable& input) {
+        const VariableState& s = state(input);
+        const bool needed = s.requires_grad;
+        return {needed ? s.node : nullptr, s.output,        needed && !s.node ? input : Variable{},
+                s.value.shape(),           s.value.dtype(), s.value.device()};
+    }
     static Variable make(Tensor value, std::shared_ptr<Node> node, size_t output) {
         Variable variable(std::move(value), true);
         variable.state_->node = std::move(node);
@@ -198,7 +213,7 @@ Tensor Node::gradient_buffer(size_t output) {
     if (slice_starts.empty() || slice_taken[output])
         return Tensor::empty(shape, output_dtypes[output], device);
     slice_taken[output] = true;
-    if (!slices.defined()) slices = Tensor::empty(inputs[0].shape(), output_dtypes[0], device);
+    if (!slices.defined()) slices = Tensor::empty(inputs[0].shape, output_dtypes[0], device);
     return slices.narrow(-1, slice_starts[output], shape.back());
 }
 
@@ -215,18 +230,18 @@ void Node::receive(size_t output, Tensor gradient) {
     }
 }
 
-bool Gradients::wanted(size_t input) const { return Graph::needs(node_.inputs[input]); }
+bool Gradients::wanted(size_t input) const { return node_.inputs[input].wanted(); }
 
 Tensor Gradients::buffer(size_t input) const {
-    const VariableState& s = Graph::state(node_.inputs[input]);
-    if (s.node) return s.node->gradient_buffer(s.output);
-    return Tensor::empty(s.value.shape(), s.value.dtype(), s.value.device());
+    const Edge& edge = node_.inputs[input];
+    if (edge.node) return edge.node->gradient_buffer(edge.output);
+    return Tensor::empty(edge.shape, edge.dtype, edge.device);
 }
 
 void Gradients::add(size_t input, Tensor gradient) {
-    if (!wanted(input)) return;
-    const VariableState& s = Graph::state(node_.inputs[input]);
-    if (s.node) return s.node->receive(s.output, gradient.to(s.value.dtype()));
+    const Edge& edge = node_.inputs[input];
+    if (!edge.wanted()) return;
+    if (edge.node) return edge.node->receive(edge.output, gradient.to(edge.dtype));
     accumulate(input, [&](Tensor& target, double beta) {
         const Tensor term = gradient.contiguous().to(target.dtype());
         kernels::add(target.stream(), {.count = target.count(),
@@ -240,14 +255,12 @@ void Gradients::add(size_t input, Tensor gradient) {
 }
 
 void Gradients::accumulate(size_t input, const std::function<void(Tensor&, double)>& form) {
-    if (!wanted(input)) return;
-    VariableState& s = Graph::state(node_.inputs[input]);
-    if (s.node) {
-        Tensor sum = Tensor::empty(s.value.shape(), accumulator_of(s.value.dtype()), s.value.device());
-        form(sum, 0);
-        return s.node->receive(s.output, sum.to(s.value.dtype()));
-    }
-    accumulate_gradient(node_.inputs[input], form);
+    const Edge& edge = node_.inputs[input];
+    if (!edge.wanted()) return;
+    if (!edge.node) return accumulate_gradient(edge.leaf, form);
+    Tensor sum = Tensor::empty(edge.shape, accumulator_of(edge.dtype), edge.device);
+    form(sum, 0);
+    edge.node->receive(edge.output, sum.to(edge.dtype));
 }
 
 std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::vector<Tensor> outputs,
@@ -265,7 +278,7 @@ std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::
     auto node = std::make_shared<Node>();
     node->op = op;
     node->order = next_order++;
-    node->inputs = std::move(inputs);
+    for (const Variable& input : inputs) node->inputs.push_back(Graph::edge(input));
     node->backward = std::move(backward);
     node->gradients.resize(outputs.size());
     node->device = outputs[0].device();
