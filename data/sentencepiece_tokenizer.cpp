@@ -1,0 +1,117 @@
+#include <sentencepiece_processor.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "data/byte_level.h"
+#include "data/tokenizer.h"
+#include "kernels/base/error.h"
+
+namespace levin {
+
+namespace {
+
+constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581, how SentencePiece writes a space
+
+std::string replace_space_mark(std::string_view piece) {
+    std::string out;
+    for (size_t at = 0; at < piece.size();) {
+        const size_t mark = std::min(piece.find(kSpace, at), piece.size());
+        out.append(piece, at, mark - at);
+        if (mark == piece.size()) break;
+        out += ' ';
+        at = mark + kSpace.size();
+    }
+    return out;
+}
+
+class SentencePieceTokenizer final : public Tokenizer {
+public:
+    SentencePieceTokenizer(std::string content, const std::string& name) : content_(std::move(content)) {
+        const auto status = processor_.LoadFromSerializedProto(content_);
+        LEVIN_REQUIRE(status.ok(), name, "is no SentencePiece model: {}", status.ToString());
+        const int size = processor_.GetPieceSize();
+        LEVIN_REQUIRE(size > 0, name, "is a SentencePiece model without pieces");
+        bos_id_ = valid(processor_.bos_id());
+        eos_id_ = valid(processor_.eos_id());
+        pad_id_ = valid(processor_.pad_id());
+        bytes_.reserve(static_cast<size_t>(size));
+        for (int id = 0; id < size; ++id) bytes_.push_back(bytes_of(id));
+        // The library does not tell whether the model adds a leading space, but shows it.
+        std::string text;
+        LEVIN_REQUIRE(processor_.Decode(std::vector<std::string>{std::string(kSpace) + "a"}, &text).ok(),
+                      name, "is a SentencePiece model that cannot decode");
+        drops_first_space_ = text == "a";
+    }
+
+    std::string kind() const override { return "sentencepiece"; }
+    int32_t vocab_size() const override { return static_cast<int32_t>(bytes_.size()); }
+    bool drops_first_space() const override { return drops_first_space_; }
+
+    using Tokenizer::encode;
+    // Control pieces (<s>, </s>) are never made from text by the library, so both ways of `special` are one
+    // here; user-defined pieces are always found.
+    void encode(std::string_view text, SpecialTokens, std::vector<int32_t>& out) const override {
+        std::vector<int> ids;
+        const auto status = processor_.Encode(absl::string_view(text.data(), text.size()), &ids);
+        LEVIN_REQUIRE(status.ok(), "tokenizer", "SentencePiece cannot encode a text of {} bytes: {}",
+                      text.size(), status.ToString());
+        out.insert(out.end(), ids.begin(), ids.end());
+    }
+
+    std::string token_bytes(int32_t id) const override {
+        check_id(id);
+        return bytes_[static_cast<size_t>(id)];
+    }
+
+    std::string token_name(int32_t id) const override {
+        check_id(id);
+        return processor_.IdToPiece(id);
+    }
+
+    // Between two words: where the model itself puts a space before every text, the space there is left out.
+    TextCut find_cut(std::string_view text) const override {
+        const size_t at = find_lone(text, ' ');
+        return at == 0 ? TextCut{} : TextCut{at, at + (drops_first_space_ ? 1u : 0u)};
+    }
+
+    std::vector<std::string> save_to(const std::string& folder) const override {
+        write_text_file(folder + "/tokenizer.model", content_);
+        const auto name = [&](int id) { return id >= 0 ? processor_.IdToPiece(id) : std::string(); };
+        write_text_file(folder + "/tokenizer_config.json",
+                        tokenizer_config_json({"LlamaTokenizer", name(bos_id_), name(eos_id_), name(pad_id_),
+                                               name(processor_.unk_id()), ""}));
+        return {"tokenizer.model", "tokenizer_config.json"};
+    }
+
+    std::string file_extension() const override { return ".tokenizer.model"; }
+    std::string_view file_content() const override { return content_; }
+
+private:
+    int32_t valid(int id) const { return id >= 0 && id < processor_.GetPieceSize() ? id : -1; }
+
+    std::string bytes_of(int id) const {
+        if (processor_.IsControl(id)) return "";
+        const std::string& piece = processor_.IdToPiece(id);
+        if (processor_.IsByte(id)) {  // written <0xNN>
+            if (piece.size() != 6) return "";
+            const int value = static_cast<int>(std::strtol(piece.c_str() + 3, nullptr, 16));
+            return std::string(1, static_cast<char>(value));
+        }
+        if (processor_.IsUnknown(id)) return " \xE2\x81\x87 ";  // the library's own sign for it
+        return replace_space_mark(piece);
+    }
+
+    std::string content_;
+    sentencepiece::SentencePieceProcessor processor_;
+    std::vector<std::string> bytes_;
+    bool drops_first_space_ = false;
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> make_sentencepiece_tokenizer(std::string content, const std::string& name) {
+    return std::make_unique<SentencePieceTokenizer>(std::move(content), name);
+}
+
+}  // namespace levin
