@@ -83,7 +83,7 @@ private:
 // on one thread.
 template <class Body>
 void for_each_task(int64_t count, double work, const Body& body) {
-    constexpr double worth_a_thread = 2e5;
+    constexpr double worth_a_thread = 1e6;  // about 20 microseconds
     const int64_t threads = std::min<int64_t>(
         {count, omp_get_max_threads(), 1 + static_cast<int64_t>(std::min(work / worth_a_thread, 1e9))});
     std::atomic<int64_t> next{0};
