@@ -14,8 +14,7 @@ char* bytes_of(const Tensor& tensor) { return static_cast<char*>(tensor.data());
 // What all collectives share: who we are, and a place for what the others send.
 class Collective : public Operation {
 protected:
-    explicit Collective(const Call& call)
-        : Operation(call.comm, call.what), rank_(call.rank), size_(call.size), tag_(call.tag) {}
+    explicit Collective(const Call& call) : Operation(call), rank_(call.rank), size_(call.size) {}
 
     template <class Body>
     void each_peer(const Body& body) const {
@@ -24,11 +23,11 @@ protected:
     }
 
     // Receives `bytes` from every peer into scratch memory.
-    void gather_to_scratch(size_t bytes, int tag) {
+    void gather_to_scratch(size_t bytes, int round) {
         const MemoryScope scope(MemoryCategory::workspace);
         scratch_ = Tensor::empty({static_cast<int64_t>(bytes) * (size_ - 1)}, DType::u8);
         slot_bytes_ = bytes;
-        each_peer([&](int peer) { post_recv(slot(peer), bytes, peer, tag); });
+        each_peer([&](int peer) { post_recv(slot(peer), bytes, peer, round); });
     }
 
     // Combines this rank's `own` with what the peers sent, in rank order.
@@ -39,7 +38,7 @@ protected:
         scratch_ = {};
     }
 
-    const int rank_, size_, tag_;
+    const int rank_, size_;
 
 private:
     char* slot(int peer) const {
@@ -62,11 +61,11 @@ public:
 
     void begin() override {
         if (small_) {
-            gather_to_scratch(tensor_.bytes(), tag_);
-            each_peer([&](int peer) { post_send(tensor_.data(), tensor_.bytes(), peer, tag_); });
+            gather_to_scratch(tensor_.bytes(), 0);
+            each_peer([&](int peer) { post_send(tensor_.data(), tensor_.bytes(), peer, 0); });
         } else {
-            gather_to_scratch(part_bytes(rank_), tag_);
-            each_peer([&](int peer) { post_send(part(peer), part_bytes(peer), peer, tag_); });
+            gather_to_scratch(part_bytes(rank_), 0);
+            each_peer([&](int peer) { post_send(part(peer), part_bytes(peer), peer, 0); });
         }
     }
 
@@ -74,8 +73,8 @@ public:
         if (round_++ > 0) return;
         if (small_) return reduce(tensor_.data(), tensor_.data(), tensor_.count(), tensor_.dtype(), op_);
         reduce(part(rank_), part(rank_), first(rank_ + 1) - first(rank_), tensor_.dtype(), op_);
-        each_peer([&](int peer) { post_recv(part(peer), part_bytes(peer), peer, tag_ + 1); });
-        each_peer([&](int peer) { post_send(part(rank_), part_bytes(rank_), peer, tag_ + 1); });
+        each_peer([&](int peer) { post_recv(part(peer), part_bytes(peer), peer, 1); });
+        each_peer([&](int peer) { post_send(part(rank_), part_bytes(rank_), peer, 1); });
     }
 
 private:
@@ -101,8 +100,8 @@ public:
         : Collective(call), whole_(whole), part_(part), op_(op) {}
 
     void begin() override {
-        gather_to_scratch(part_.bytes(), tag_);
-        each_peer([&](int peer) { post_send(share(peer), part_.bytes(), peer, tag_); });
+        gather_to_scratch(part_.bytes(), 0);
+        each_peer([&](int peer) { post_send(share(peer), part_.bytes(), peer, 0); });
     }
     void advance() override {
         if (round_++ == 0) reduce(share(rank_), part_.data(), part_.count(), part_.dtype(), op_);
@@ -122,8 +121,8 @@ public:
         : Collective(call), part_(part), whole_(whole) {}
 
     void begin() override {
-        each_peer([&](int peer) { post_recv(share(peer), part_.bytes(), peer, tag_); });
-        each_peer([&](int peer) { post_send(part_.data(), part_.bytes(), peer, tag_); });
+        each_peer([&](int peer) { post_recv(share(peer), part_.bytes(), peer, 0); });
+        each_peer([&](int peer) { post_send(part_.data(), part_.bytes(), peer, 0); });
         if (share(rank_) != bytes_of(part_)) std::memcpy(share(rank_), part_.data(), part_.bytes());
     }
 
@@ -147,7 +146,7 @@ public:
         if (place_ == 0) return send_on();
         int bit = 1;
         while (!(place_ & bit)) bit <<= 1;
-        post_recv(tensor_.data(), tensor_.bytes(), member(place_ - bit), tag_);
+        post_recv(tensor_.data(), tensor_.bytes(), member(place_ - bit), 0);
     }
     void advance() override {
         if (place_ != 0 && round_++ == 0) send_on();
@@ -159,7 +158,7 @@ private:
         int bit = 1;
         while (bit < size_ && !(place_ & bit)) bit <<= 1;  // the children are place + every lower bit
         for (bit >>= 1; bit > 0; bit >>= 1)
-            if (place_ + bit < size_) post_send(tensor_.data(), tensor_.bytes(), member(place_ + bit), tag_);
+            if (place_ + bit < size_) post_send(tensor_.data(), tensor_.bytes(), member(place_ + bit), 0);
     }
 
     Tensor tensor_;
@@ -170,29 +169,37 @@ private:
 class PointToPoint : public Operation {
 public:
     PointToPoint(const Call& call, const Tensor& tensor, int peer, bool incoming)
-        : Operation(call.comm, call.what),
-          tensor_(tensor),
-          peer_(peer),
-          tag_(call.tag),
-          incoming_(incoming) {}
+        : Operation(call), tensor_(tensor), peer_(peer), incoming_(incoming) {}
 
     void begin() override {
         if (incoming_)
-            post_recv(tensor_.data(), tensor_.bytes(), peer_, tag_);
+            post_recv(tensor_.data(), tensor_.bytes(), peer_, 0);
         else
-            post_send(tensor_.data(), tensor_.bytes(), peer_, tag_);
+            post_send(tensor_.data(), tensor_.bytes(), peer_, 0);
     }
 
 private:
     Tensor tensor_;
-    int peer_, tag_;
+    int peer_;
     bool incoming_;
 };
 
+// Dissemination: after step k everybody has heard, through others, of the 2^(k+1) - 1 ranks before it.
 class Barrier : public Operation {
 public:
-    explicit Barrier(const Call& call) : Operation(call.comm, call.what) {}
-    void begin() override { LEVIN_MPI(MPI_Ibarrier(comm(), &post_collective())); }
+    explicit Barrier(const Call& call) : Operation(call) {}
+    void begin() override { step(); }
+    void advance() override { step(); }
+
+private:
+    void step() {
+        if (distance_ >= size()) return;
+        post_recv(&heard_, 1, (rank() - distance_ + size()) % size(), 0);
+        post_send(&said_, 1, (rank() + distance_) % size(), 0);
+        distance_ *= 2;
+    }
+    int distance_ = 1;
+    char heard_ = 0, said_ = 1;
 };
 
 }  // namespace

@@ -5,13 +5,6 @@
 
 namespace levin::mpi {
 
-// Message tags of one call: unlike calls in flight do not mix. `tag` and `tag + 1` belong to the operation.
-struct Call {
-    MPI_Comm comm;
-    int rank, size, tag;
-    std::string what;
-};
-
 // Small tensors: everybody sends everything to everybody (one latency). Others: rank p sums the p-th part of
 // the tensor and sends the result to all, 2 (R-1)/R of the bytes each way. The same bits either way.
 std::shared_ptr<Operation> all_reduce(const Call& call, const Tensor& tensor, ReduceOp op);

@@ -73,27 +73,30 @@ public:
 
 protected:
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
-        return launch(mpi::all_reduce(call("all_reduce", &tensor), tensor, op));
+        return launch(mpi::all_reduce(call(op == ReduceOp::sum ? "all_reduce" : "all_reduce (max)", &tensor),
+                                      tensor, op));
     }
     Pending do_all_gather(const Tensor& part, const Tensor& whole) override {
         return launch(mpi::all_gather(call("all_gather", &whole), part, whole));
     }
     Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp op) override {
-        return launch(mpi::reduce_scatter(call("reduce_scatter", &whole), whole, part, op));
+        return launch(mpi::reduce_scatter(
+            call(op == ReduceOp::sum ? "reduce_scatter" : "reduce_scatter (max)", &whole), whole, part, op));
     }
     Pending do_broadcast(const Tensor& tensor, int root) override {
-        return launch(mpi::broadcast(call("broadcast", &tensor), tensor, root));
+        return launch(
+            mpi::broadcast(call(fmt::format("broadcast from rank {}", root), &tensor), tensor, root));
     }
     Pending do_barrier() override { return launch(mpi::barrier(call("barrier", nullptr))); }
     Pending do_send(const Tensor& tensor, int to) override {
-        return launch(mpi::send(message("send to", to, tensor), tensor, to));
+        return launch(mpi::send(message(tensor), tensor, to));
     }
     Pending do_recv(const Tensor& tensor, int from) override {
-        return launch(mpi::recv(message("recv from", from, tensor), tensor, from));
+        return launch(mpi::recv(message(tensor), tensor, from));
     }
 
 private:
-    void check_thread(const char* call) const {
+    void check_thread(const std::string& call) const {
         LEVIN_CHECK(std::this_thread::get_id() == thread_, name(),
                     "{} from a second thread; only the thread that started MPI communicates", call);
     }
@@ -102,21 +105,24 @@ private:
                     to_string(tensor.device()));
     }
 
-    Call call(const char* what, const Tensor* tensor) {
-        check_thread(what);
-        if (tensor) check_device(name(), *tensor);
-        const int64_t number = calls_++;
-        std::string text = fmt::format("{} {}", what, number);
-        if (tensor) text += fmt::format(" of {} {}", tensor->count(), to_string(tensor->dtype()));
-        return {comm_, rank(), size(), static_cast<int>(number % kCalls) * 2, text + " on " + name()};
+    Call call(std::string signature, const Tensor* tensor) {
+        check_thread(signature);
+        if (tensor) {
+            check_device(name(), *tensor);
+            signature += fmt::format(" of {} {}", tensor->count(), to_string(tensor->dtype()));
+        }
+        return {comm_, rank(), size(), calls_++, std::move(signature), name()};
     }
 
-    Call message(const char* what, int peer, const Tensor& tensor) const {
-        check_thread(what);
+    Call message(const Tensor& tensor) const {
+        check_thread("a message");
         check_device(name(), tensor);
-        return {messages_, rank(), size(), 0,
-                fmt::format("{} rank {} of {} {} on {}", what, peer, tensor.count(),
-                            to_string(tensor.dtype()), name())};
+        return {messages_,
+                rank(),
+                size(),
+                -1,
+                fmt::format("message of {} {}", tensor.count(), to_string(tensor.dtype())),
+                name()};
     }
 
     MPI_Comm comm_ = MPI_COMM_NULL;

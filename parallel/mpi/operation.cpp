@@ -3,6 +3,8 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <chrono>
+#include <functional>
 #include <thread>
 
 #include "parallel/timeout.h"
@@ -14,7 +16,38 @@ namespace {
 std::vector<std::shared_ptr<Operation>> flying;
 size_t largest_piece = size_t{1} << 30;
 
+// Tag = signature * kTags + (call number mod kTags / 2) * 2 + round. MPI guarantees tags up to 32767; what
+// the library offers beyond that carries the signature. Never are 16384 calls in flight.
+constexpr int64_t kTags = 32768;
+
+int64_t signatures() {
+    static const int64_t count = [] {
+        void* bound = nullptr;
+        int found = 0;
+        LEVIN_MPI(MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &bound, &found));
+        return found ? (int64_t{*static_cast<int*>(bound)} + 1) / kTags : 1;
+    }();
+    return count;
+}
+
+// FNV-1a: the same in every process, unlike what std::hash promises.
+uint64_t hash(const std::string& text) {
+    uint64_t value = 14695981039346656037u;
+    for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 1099511628211u;
+    return value ^ (value >> 32);
+}
+
 }  // namespace
+
+std::string Call::text() const {
+    return number < 0 ? fmt::format("{} on {}", signature, where)
+                      : fmt::format("{}, call {} on {}", signature, number, where);
+}
+
+Operation::Operation(Call call) : call_(std::move(call)) {
+    const auto signature = static_cast<int64_t>(hash(call_.signature) % static_cast<uint64_t>(signatures()));
+    first_tag_ = static_cast<int>(signature * kTags + std::max<int64_t>(call_.number, 0) % (kTags / 2) * 2);
+}
 
 size_t piece_bytes() { return largest_piece; }
 void set_piece_bytes(size_t bytes) { largest_piece = bytes; }
@@ -33,27 +66,22 @@ void poll_all() {
     std::erase_if(flying, [](const std::shared_ptr<Operation>& operation) { return operation->ended(); });
 }
 
-void Operation::post_send(const void* data, size_t bytes, int to, int tag) {
+void Operation::post_send(const void* data, size_t bytes, int to, int round) {
     for (size_t start = 0; start < bytes; start += largest_piece) {
         const int length = static_cast<int>(std::min(largest_piece, bytes - start));
         messages_.push_back({to, false, length});
-        LEVIN_MPI(MPI_Isend(static_cast<const char*>(data) + start, length, MPI_BYTE, to, tag, comm_,
-                            &requests_.emplace_back(MPI_REQUEST_NULL)));
+        LEVIN_MPI(MPI_Isend(static_cast<const char*>(data) + start, length, MPI_BYTE, to, tag(round),
+                            call_.comm, &requests_.emplace_back(MPI_REQUEST_NULL)));
     }
 }
 
-void Operation::post_recv(void* data, size_t bytes, int from, int tag) {
+void Operation::post_recv(void* data, size_t bytes, int from, int round) {
     for (size_t start = 0; start < bytes; start += largest_piece) {
         const int length = static_cast<int>(std::min(largest_piece, bytes - start));
         messages_.push_back({from, true, length});
-        LEVIN_MPI(MPI_Irecv(static_cast<char*>(data) + start, length, MPI_BYTE, from, tag, comm_,
+        LEVIN_MPI(MPI_Irecv(static_cast<char*>(data) + start, length, MPI_BYTE, from, tag(round), call_.comm,
                             &requests_.emplace_back(MPI_REQUEST_NULL)));
     }
-}
-
-MPI_Request& Operation::post_collective() {
-    messages_.push_back({-1, false, 0});
-    return requests_.emplace_back(MPI_REQUEST_NULL);
 }
 
 void Operation::poll() {
@@ -82,7 +110,8 @@ void Operation::complete(int code) {
                 Fault::communication, "mpi",
                 "rank {}: {}: the message {} rank {} failed: {}; the ranks disagree about this call, or that "
                 "rank has ended",
-                world_rank(), what_, message.incoming ? "from" : "to", message.peer, error_text(error));
+                world_rank(), call_.text(), message.incoming ? "from" : "to", message.peer,
+                error_text(error));
         if (!message.incoming || code != MPI_SUCCESS) continue;
         int bytes = 0;
         MPI_Get_count(&statuses_[i], MPI_BYTE, &bytes);
@@ -90,10 +119,10 @@ void Operation::complete(int code) {
             fail(Fault::communication, "mpi",
                  "rank {}: {}: rank {} sent {} bytes where {} were expected; the ranks disagree about this "
                  "call",
-                 world_rank(), what_, message.peer, bytes, message.bytes);
+                 world_rank(), call_.text(), message.peer, bytes, message.bytes);
     }
     if (code != MPI_SUCCESS)
-        fail(Fault::communication, "mpi", "rank {}: {}: {}", world_rank(), what_, error_text(code));
+        fail(Fault::communication, "mpi", "rank {}: {}: {}", world_rank(), call_.text(), error_text(code));
 }
 
 bool Operation::test() {
@@ -104,6 +133,7 @@ bool Operation::test() {
 void Operation::wait() {
     using clock = std::chrono::steady_clock;
     const clock::time_point start = clock::now();
+    double next_look = 0.5;
     for (int64_t round = 0;; ++round) {
         poll_all();
         if (ended_) return;
@@ -115,27 +145,57 @@ void Operation::wait() {
         }
         const double seconds = std::chrono::duration<double>(clock::now() - start).count();
         if (seconds > communication_timeout()) time_out(seconds);
+        if (seconds > next_look) {
+            check_agreement();
+            next_look = seconds + 0.5;
+        }
         // A long wait (a peer saves or evaluates) gives the core away for good.
         if (seconds > 0.02) std::this_thread::sleep_for(std::chrono::microseconds(seconds > 1 ? 1000 : 50));
     }
 }
 
-void Operation::time_out(double seconds) {
+std::vector<int> Operation::missing_peers() {
     std::vector<int> missing;
     for (size_t i = 0; i < requests_.size(); ++i) {
         int done = 0;
         MPI_Status status;
-        if (messages_[i].peer >= 0 && MPI_Request_get_status(requests_[i], &done, &status) == MPI_SUCCESS &&
-            !done && std::find(missing.begin(), missing.end(), messages_[i].peer) == missing.end())
+        if (MPI_Request_get_status(requests_[i], &done, &status) == MPI_SUCCESS && !done &&
+            std::find(missing.begin(), missing.end(), messages_[i].peer) == missing.end())
             missing.push_back(messages_[i].peer);
     }
+    return missing;
+}
+
+void check_agreement() {
+    for (const std::shared_ptr<Operation>& operation : flying) operation->look_for_strangers();
+}
+
+void Operation::look_for_strangers() {
+    for (const int peer : missing_peers()) {
+        int waiting = 0;
+        MPI_Status status;
+        // The oldest message of that rank that nobody here asked for. Of a later call, it is only early.
+        LEVIN_MPI(MPI_Iprobe(peer, MPI_ANY_TAG, call_.comm, &waiting, &status));
+        if (!waiting || status.MPI_TAG % kTags / 2 != first_tag_ % kTags / 2 ||
+            status.MPI_TAG / kTags == first_tag_ / kTags)
+            continue;
+        int bytes = 0;
+        MPI_Get_count(&status, MPI_BYTE, &bytes);
+        fail(Fault::communication, "mpi",
+             "rank {} is in {}, but rank {} of that communicator made another call instead and sent {} "
+             "bytes; the "
+             "ranks disagree, which is a bug or two different programs",
+             world_rank(), call_.text(), peer, bytes);
+    }
+}
+
+void Operation::time_out(double seconds) {
     std::string who;
-    for (int rank : missing) who += (who.empty() ? " for rank " : ", ") + std::to_string(rank);
-    fail(
-        Fault::communication, "mpi",
-        "rank {} waited {:.0f} s in {}{}; it hangs, died or never made this call (a longer wait: environment "
-        "variable LEVIN_COMMUNICATION_TIMEOUT, in seconds)",
-        world_rank(), seconds, what_, who);
+    for (const int peer : missing_peers()) who += (who.empty() ? " for rank " : ", ") + std::to_string(peer);
+    fail(Fault::communication, "mpi",
+         "rank {} waited {:.0f} s in {}{}; that rank hangs, died or never made this call (a longer wait: "
+         "environment variable LEVIN_COMMUNICATION_TIMEOUT, in seconds)",
+         world_rank(), seconds, call_.text(), who);
 }
 
 }  // namespace levin::mpi

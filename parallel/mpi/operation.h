@@ -4,9 +4,11 @@
 // thread of its own here: rounds advance when somebody polls. Any wait polls everything in flight, of every
 // communicator, because a peer may be waiting for the second round of one operation while this rank waits for
 // another.
+//
+// A tag says which call a message belongs to and what kind, count and type of call that was. Ranks that
+// disagree therefore never receive each other's data; a rank that waits for long looks for such strangers.
 #pragma once
 
-#include <chrono>
 #include <string>
 #include <vector>
 
@@ -15,10 +17,19 @@
 
 namespace levin::mpi {
 
+// One call of a collective, or one message.
+struct Call {
+    MPI_Comm comm;
+    int rank, size;
+    int64_t number;            // of this communicator's collectives; -1 for send and recv
+    std::string signature;     // what all ranks that take part must agree on: "all_reduce of 4096 f32"
+    std::string where;         // communicator, for error messages
+    std::string text() const;  // "all_reduce of 4096 f32, call 12 on world"
+};
+
 class Operation : public Work {
 public:
-    // `what` is for messages: "all_reduce 12 of 4096 f32 on world".
-    explicit Operation(MPI_Comm comm, std::string what) : comm_(comm), what_(std::move(what)) {}
+    explicit Operation(Call call);
 
     bool test() override;
     // Throws Error(communication) that names the operation and the ranks it waits for when
@@ -36,24 +47,28 @@ protected:
     // ends the operation.
     virtual void advance() {}
 
-    // Nothing is posted for 0 bytes. Messages above piece_bytes() are cut: MPI counts in int.
-    void post_send(const void* data, size_t bytes, int to, int tag);
-    void post_recv(void* data, size_t bytes, int from, int tag);
-    // Non-blocking collectives of MPI itself.
-    MPI_Request& post_collective();
-    MPI_Comm comm() const { return comm_; }
+    // Round 0 or 1. Nothing is posted for 0 bytes. Messages above piece_bytes() are cut: MPI counts in int.
+    void post_send(const void* data, size_t bytes, int to, int round);
+    void post_recv(void* data, size_t bytes, int from, int round);
+    int rank() const { return call_.rank; }
+    int size() const { return call_.size; }
 
 private:
     struct Message {
-        int peer;  // -1: a collective
+        int peer;
         bool incoming;
         int bytes;
     };
+    int tag(int round) const { return first_tag_ + round; }
     void complete(int code);
+    std::vector<int> missing_peers();
+    // Throws when a rank this one waits for has sent something that belongs to another kind of call.
+    void look_for_strangers();
     [[noreturn]] void time_out(double seconds);
+    friend void check_agreement();
 
-    MPI_Comm comm_;
-    std::string what_;
+    Call call_;
+    int first_tag_;
     bool ended_ = false;
     std::vector<MPI_Request> requests_;
     std::vector<MPI_Status> statuses_;
@@ -63,6 +78,8 @@ private:
 // Begins an operation and keeps it in flight until it has ended.
 Pending launch(std::shared_ptr<Operation> operation);
 void poll_all();
+// Throws when a peer is found to be in another call than this rank.
+void check_agreement();
 size_t in_flight();
 // Forgets everything in flight (before MPI_Finalize).
 void drop_all();

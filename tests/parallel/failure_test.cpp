@@ -1,0 +1,125 @@
+// A rank that fails takes the job down within seconds, with its status and a message that names it. Runs real
+// jobs of a small program under mpirun.
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+namespace {
+
+struct Ended {
+    int status;
+    double seconds;
+    std::string output;
+    size_t count(const std::string& text) const {
+        size_t found = 0;
+        for (size_t at = output.find(text); at != std::string::npos; at = output.find(text, at + 1)) ++found;
+        return found;
+    }
+};
+
+Ended run(const std::string& command) {
+    const auto start = std::chrono::steady_clock::now();
+    std::FILE* pipe = popen((command + " 2>&1").c_str(), "r");
+    Ended ended{-1, 0, {}};
+    if (!pipe) return ended;
+    char buffer[4096];
+    for (size_t n; (n = std::fread(buffer, 1, sizeof(buffer), pipe)) > 0;) ended.output.append(buffer, n);
+    const int status = pclose(pipe);
+    ended.status = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+    ended.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    return ended;
+}
+
+Ended run_ranks(int ranks, const std::string& how, const std::string& environment = "") {
+    return run(environment + " timeout 60 " +
+               LEVIN_MPIEXEC " --allow-run-as-root --oversubscribe --bind-to none -n " +
+               std::to_string(ranks) + " " + LEVIN_ENDING_RANKS + " " + how);
+}
+
+// Starting and ending mpirun takes one or two of these on a busy machine.
+constexpr double kSoon = 15;
+
+TEST(Failure, AloneNoMpiIsStarted) {
+    const Ended ended = run(std::string(LEVIN_ENDING_RANKS) + " well");
+    EXPECT_EQ(ended.status, 0) << ended.output;
+    EXPECT_EQ(ended.output, "1 ranks, MPI no\n");
+    const Ended failed = run(std::string(LEVIN_ENDING_RANKS) + " all-input");
+    EXPECT_EQ(failed.status, 2);
+    EXPECT_EQ(failed.output, "levin: [config] the same mistake on every rank\n");
+}
+
+TEST(Failure, GoodEnd) {
+    for (int ranks : {1, 2, 3}) {
+        const Ended ended = run_ranks(ranks, "well");
+        EXPECT_EQ(ended.status, 0) << ended.output;
+        EXPECT_EQ(ended.output, std::to_string(ranks) + " ranks, MPI yes\n");
+    }
+}
+
+TEST(Failure, OneRankTakesTheJobDownWithItsStatus) {
+    const struct {
+        const char *how, *message;
+        int status;
+    } cases[] = {{"input", "rank 2 of 3 on ", 2},
+                 {"numbers", "[loss] is nan", 3},
+                 {"communication", "[test] lost", 4},
+                 {"exception", "index 5 of 3", 1},
+                 {"status", "", 3}};
+    for (const auto& c : cases) {
+        const Ended ended = run_ranks(3, c.how);
+        EXPECT_EQ(ended.status, c.status) << c.how << "\n" << ended.output;
+        EXPECT_NE(ended.output.find(c.message), std::string::npos) << ended.output;
+        EXPECT_LT(ended.seconds, kSoon) << c.how;
+    }
+}
+
+TEST(Failure, AMistakeOfAllRanksIsReportedOnce) {
+    const Ended ended = run_ranks(3, "all-input");
+    EXPECT_EQ(ended.status, 2) << ended.output;
+    EXPECT_EQ(ended.count("the same mistake"), 1u) << ended.output;
+    EXPECT_EQ(ended.count("rank 0 of 3"), 1u) << ended.output;
+}
+
+TEST(Failure, AKilledRankEndsTheJob) {
+    const Ended ended = run_ranks(3, "killed");
+    EXPECT_NE(ended.status, 0) << ended.output;
+    EXPECT_LT(ended.seconds, kSoon);
+}
+
+TEST(Failure, ARankThatHangsIsNamedWhenTheTimeIsUp) {
+    const Ended ended = run_ranks(2, "hangs", "LEVIN_COMMUNICATION_TIMEOUT=2");
+    EXPECT_EQ(ended.status, 4) << ended.output;
+    EXPECT_NE(ended.output.find("rank 0 waited 2 s in barrier, call 0 on world for rank 1"),
+              std::string::npos)
+        << ended.output;
+    EXPECT_LT(ended.seconds, kSoon);
+}
+
+TEST(Failure, ARankThatLeavesEarlyIsNoticed) {
+    // It waits at the end of the program for the others, who wait for it: the barriers pair up once, then
+    // time is up.
+    const Ended ended = run_ranks(2, "leaves", "LEVIN_COMMUNICATION_TIMEOUT=2");
+    EXPECT_EQ(ended.status, 4) << ended.output;
+    EXPECT_LT(ended.seconds, kSoon);
+}
+
+TEST(Failure, RanksThatDisagreeAboutACallAreToldSo) {
+    for (const char* how : {"other-size", "other-big-size", "other-type", "other-call", "other-message"}) {
+        const Ended ended = run_ranks(2, how);
+        EXPECT_EQ(ended.status, 4) << how << "\n" << ended.output;
+        EXPECT_NE(ended.output.find("made another call instead"), std::string::npos) << ended.output;
+        EXPECT_LT(ended.seconds, kSoon);
+    }
+}
+
+TEST(Failure, AWrongTimeoutIsTheUsersMistake) {
+    const Ended ended = run_ranks(2, "well", "LEVIN_COMMUNICATION_TIMEOUT=soon");
+    EXPECT_EQ(ended.status, 2) << ended.output;
+    EXPECT_NE(ended.output.find("\"soon\""), std::string::npos);
+}
+
+}  // namespace
