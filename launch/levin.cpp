@@ -1,0 +1,48 @@
+// The program: subcommands in launch/commands/, one exit status per kind of fault (kernels/base/error.h).
+#include <fmt/core.h>
+
+#include <cstdio>
+
+#include "launch/commands/commands.h"
+#include "parallel/world.h"
+
+namespace {
+
+int run(int argc, char** argv) {
+    CLI::App app("levin: pre-training of linear-attention language models");
+    app.set_version_flag("--version", LEVIN_VERSION);
+    app.require_subcommand(1);
+    app.failure_message(CLI::FailureMessage::help);
+    levin::add_train_command(app);
+    levin::add_data_command(app);
+    levin::add_tokenizer_command(app);
+    levin::add_convert_command(app);
+    levin::add_checkpoint_command(app);
+    levin::add_parity_command(app);
+    levin::add_generate_command(app);
+    levin::add_eval_command(app);
+    levin::add_report_command(app);
+    levin::add_config_command(app);
+    levin::add_bench_command(app);
+    levin::add_doctor_command(app);
+    app.footer(
+        "Exit status: 0 done, 2 bad configuration or input, 3 stopped by bad numbers, 4 communication "
+        "failed, 1 anything else.");
+    try {
+        app.parse(argc, argv);
+    } catch (const CLI::RuntimeError& error) {
+        return error.get_exit_code();
+    } catch (const CLI::Success& request) {  // --help, --version
+        return app.exit(request);
+    } catch (const CLI::ParseError& error) {
+        fmt::print(stderr, "levin: {}\nRun with --help to see what there is.\n", error.what());
+        return static_cast<int>(levin::Fault::input);
+    }
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    return levin::run_ranks([&](levin::World&) { return run(argc, argv); });
+}

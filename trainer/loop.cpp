@@ -1,0 +1,344 @@
+#include "trainer/loop.h"
+
+#include <fmt/format.h>
+#include <omp.h>
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <optional>
+
+#include "checkpoint/huggingface.h"
+#include "checkpoint/native.h"
+#include "data/loader.h"
+#include "kernels/device_memory.h"
+#include "parallel/agreement.h"
+#include "parallel/data_parallel.h"
+#include "trainer/evaluation.h"
+#include "trainer/events.h"
+#include "trainer/metrics.h"
+#include "trainer/optimizer.h"
+#include "trainer/progress.h"
+#include "trainer/report.h"
+#include "trainer/run_folder.h"
+#include "trainer/schedule.h"
+#include "trainer/stop_signal.h"
+#include "trainer/throughput.h"
+
+namespace levin {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double milliseconds_since(Clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+LoaderOptions loader_options(const Config& config, bool training) {
+    return {.length = config.trainer.sequence_length,
+            .vocab_size = config.model.vocab_size,
+            .seed = static_cast<uint64_t>(config.trainer.seed),
+            .shuffle = training && config.data.shuffle,
+            .packed = config.data.packed_documents,
+            .mask_document_borders = config.data.packed_documents};
+}
+
+Recomputation recomputation_of(Recompute mode) {
+    switch (mode) {
+        case Recompute::none:
+            return Recomputation::none;
+        case Recompute::selective:
+            return Recomputation::selective;
+        case Recompute::full:
+            return Recomputation::full;
+    }
+    return Recomputation::none;
+}
+
+class Trainer {
+public:
+    Trainer(const Config& config, World& world)
+        : config_(config),
+          ranks_(world.all()),
+          root_(world.is_root()),
+          device_{config.trainer.device, 0},
+          data_(std::make_shared<Dataset>(dataset_specs(config.data.train))),
+          loader_(data_, loader_options(config, true)),
+          model_(config.model, config.trainer.precision, device_),
+          // Initialised before the optimizer copies the weights into its masters.
+          optimizer_((model_.initialize(static_cast<uint64_t>(config.trainer.seed)), model_),
+                     adamw_settings(config)) {
+        if (!config.data.validation.empty())
+            validation_.emplace(std::make_shared<Dataset>(dataset_specs(config.data.validation)),
+                                loader_options(config, false));
+        model_.set_recomputation(recomputation_of(config.trainer.recompute));
+        std::vector<Variable> variables;
+        for (Parameter& parameter : model_.parameters()) variables.push_back(parameter.variable);
+        if (ranks_.size() > 1)
+            data_parallel_.emplace(std::move(variables), world.communicator(),
+                                   static_cast<size_t>(config.parallel.bucket_mib) << 20);
+    }
+
+    TrainingEnd run() {
+        const std::string failure = claim();
+        if (!failure.empty()) fail(Fault::input, "run", "{}", failure);
+        resume();
+        if (step_ >= config_.trainer.steps) {
+            say(fmt::format("{} is finished: {} of {} steps are done. For more, raise trainer.steps",
+                            config_.run.folder, step_, config_.trainer.steps));
+            return TrainingEnd::already_finished;
+        }
+        peak_ = device_peak(device_, config_.trainer.precision).flops_per_second * ranks_.size();
+        open_logs();
+        introduce();
+        const bool stopped = loop();
+        if (progress_) progress_->finish();
+        events_.reset();
+        metrics_.reset();
+        if (root_ && config_.log.report)
+            write_report({config_.run.folder}, config_.run.folder + "/report.html");
+        if (stopped)
+            say(fmt::format("stopped at step {}, saved; the same command goes on from there", step_));
+        return stopped ? TrainingEnd::stopped : TrainingEnd::finished;
+    }
+
+private:
+    static AdamWSettings adamw_settings(const Config& config) {
+        return {.beta1 = config.optimizer.beta1,
+                .beta2 = config.optimizer.beta2,
+                .eps = config.optimizer.eps,
+                .weight_decay = config.optimizer.weight_decay,
+                .clip_grad_norm = config.trainer.clip_grad_norm};
+    }
+
+    void say(const std::string& text) {
+        if (!root_) return;
+        if (progress_) return progress_->message(text);
+        fmt::print("{}\n", text);
+        std::fflush(stdout);
+    }
+
+    // Rank 0 looks at the folder; all learn of a refusal and end alike, with its message.
+    std::string claim() {
+        std::string failure;
+        if (root_) {
+            try {
+                claim_run_folder(config_, *data_);
+            } catch (const Error& error) {
+                failure = error.what();
+                if (failure.starts_with("[run] ")) failure.erase(0, 6);
+            }
+        }
+        return broadcast_text(ranks_, failure);
+    }
+
+    void resume() {
+        if (!config_.checkpoint.resume) return;
+        const auto checkpoint =
+            open_newest_checkpoint(config_.checkpoint_folder(), [&](const std::string& line) { say(line); });
+        // Ranks that saw different checkpoints (a folder that is not shared) must not train together.
+        require_same(ranks_, "the checkpoint to resume from",
+                     checkpoint ? checkpoint_name(checkpoint->state().step) : std::string("none"));
+        if (!checkpoint) return;
+        const CheckpointState& state = checkpoint->state();
+        LEVIN_REQUIRE(same_model(model_config_from_json(state.model_json, checkpoint->path()), config_.model),
+                      "run", "{} holds another model than the configuration; choose another run.folder",
+                      checkpoint->path());
+        for (size_t i = 0; i < model_.parameters().size(); ++i) {
+            const std::string& name = model_.parameters()[i].spec.name;
+            optimizer_.master(i).copy_from(checkpoint->read(kModelGroup, name));
+            // A converted model has weights only: its moments start at zero.
+            if (checkpoint->has_group(kFirstMomentGroup)) {
+                optimizer_.first_moment(i).copy_from(checkpoint->read(kFirstMomentGroup, name));
+                optimizer_.second_moment(i).copy_from(checkpoint->read(kSecondMomentGroup, name));
+            }
+        }
+        optimizer_.masters_changed();
+        optimizer_.set_steps_done(state.step);
+        step_ = saved_step_ = state.step;
+        tokens_ = state.tokens;
+        if (step_ > 0) say(fmt::format("resumed from {}", checkpoint->path()));
+    }
+
+    void open_logs() {
+        if (!root_) return;
+        metrics_.emplace(config_.run.folder + "/metrics.jsonl", step_ + 1);
+        if (config_.log.tensorboard) events_.emplace(config_.run.folder, step_ + 1);
+    }
+
+    void introduce() {
+        const auto& t = config_.trainer;
+        say(
+            fmt::format("{}: {} {:.2f} M parameters, {} layers of width {}, {} on {}, {} rank{} x {} "
+                        "thread{}, peak {:.0f} GFLOP/s",
+                        config_.run.folder, enum_name(config_.model.family),
+                        static_cast<double>(config_.model.parameter_count()) / 1e6, config_.model.num_layers,
+                        config_.model.hidden_size, to_string(t.precision), to_string(device_), ranks_.size(),
+                        ranks_.size() == 1 ? "" : "s", omp_get_max_threads(),
+                        omp_get_max_threads() == 1 ? "" : "s", peak_ / 1e9));
+        say(fmt::format("{} tokens in {} documents; {} tokens an update, {} updates", data_->num_tokens(),
+                        data_->num_documents(), t.global_batch * t.sequence_length, t.steps));
+        if (root_) progress_.emplace(t.steps, step_, t.log_every);
+    }
+
+    // True when it ended because somebody was told to stop.
+    bool loop() {
+        const auto& t = config_.trainer;
+        const int64_t size = ranks_.size();
+        const int64_t accumulation = t.global_batch / (t.micro_batch * size);
+        // Micro-batch j of rank r takes samples (j * ranks + r) * micro_batch of the update: one constant
+        // stride.
+        Prefetcher prefetcher(loader_,
+                              {.first_sample = step_ * t.global_batch + ranks_.rank() * t.micro_batch,
+                               .count = t.micro_batch,
+                               .stride = t.micro_batch * size,
+                               .batches = (t.steps - step_) * accumulation,
+                               .depth = std::max<int64_t>(1, config_.data.prefetch)});
+        StopSignal signal;
+        while (step_ < t.steps) {
+            StepMetrics row = update(prefetcher, accumulation);
+            const bool last = step_ == t.steps;
+            if (validation_ && (last || (t.eval_every > 0 && step_ % t.eval_every == 0)))
+                row.validation_loss =
+                    evaluate(model_, *validation_, t.micro_batch, t.eval_batches, ranks_).loss;
+            record(row);
+            if (!std::isfinite(row.loss) || !std::isfinite(row.grad_norm))
+                fail(Fault::numbers, "train",
+                     "step {}: loss {} and gradient norm {} are no longer finite. The last checkpoint is "
+                     "from step {}; try a "
+                     "lower optimizer.learning_rate or a longer schedule.warmup_steps",
+                     step_, row.loss, row.grad_norm, saved_step_);
+            const bool stop = any_agree(ranks_, signal.requested());
+            if (stop || last || (config_.checkpoint.every > 0 && step_ % config_.checkpoint.every == 0))
+                save(stop || last);
+            if (stop && !last) return true;
+        }
+        return false;
+    }
+
+    StepMetrics update(Prefetcher& prefetcher, int64_t accumulation) {
+        const auto start = Clock::now();
+        const auto& t = config_.trainer;
+        double wait = 0;
+        std::vector<DeviceBatch> batches;
+        int64_t counted = 0;
+        for (int64_t i = 0; i < accumulation; ++i) {
+            batches.push_back(to_device(prefetcher.next(), device_));
+            wait += prefetcher.last_wait_ms();
+            counted += batches.back().counted;
+        }
+        // The loss is a mean over the tokens of all ranks and micro-batches, never a mean of means.
+        const double all = config_.data.packed_documents
+                               ? sum_over(ranks_, static_cast<double>(counted))
+                               : static_cast<double>(t.global_batch * t.sequence_length);
+        std::vector<Tensor> losses;
+        for (int64_t i = 0; i < accumulation; ++i) {
+            const DeviceBatch& batch = batches[static_cast<size_t>(i)];
+            const auto result =
+                model_.loss(batch.ids, batch.targets, batch.layout,
+                            {.scale = 1 / all, .z_loss = t.z_loss, .chunk_tokens = t.loss_chunk_tokens});
+            if (data_parallel_ && i == accumulation - 1) data_parallel_->reduce_next_backward();
+            backward(result.loss);
+            losses.push_back(result.loss.value());
+        }
+        if (data_parallel_) data_parallel_->finish();
+        const double learning_rate = learning_rate_at(config_.optimizer, config_.schedule, t.steps, step_);
+        optimizer_.step(learning_rate);
+
+        double loss = 0;
+        for (const Tensor& part : losses) loss += part.item();
+        ++step_;
+        tokens_ += t.global_batch * t.sequence_length;
+        StepMetrics row;
+        row.step = step_;
+        row.tokens = tokens_;
+        row.loss = sum_over(ranks_, loss);
+        row.learning_rate = learning_rate;
+        row.grad_norm = optimizer_.gradient_norm();
+        row.step_ms = milliseconds_since(start);
+        row.tokens_per_second = static_cast<double>(t.global_batch * t.sequence_length) / row.step_ms * 1000;
+        row.mfu = row.tokens_per_second * config_.model.flops_per_token(t.sequence_length) / peak_;
+        row.data_wait_ms = wait;
+        row.peak_memory_gib = static_cast<double>(memory_statistics(device_).peak_total) / (1 << 30);
+        return row;
+    }
+
+    void record(const StepMetrics& row) {
+        if (!root_) return;
+        metrics_->write(row);
+        if (events_) {
+            std::vector<std::pair<std::string, double>> scalars{
+                {"loss/train", row.loss},
+                {"learning_rate", row.learning_rate},
+                {"grad_norm", row.grad_norm},
+                {"throughput/tokens_per_second", row.tokens_per_second},
+                {"throughput/mfu", row.mfu}};
+            if (row.validation_loss) scalars.emplace_back("loss/validation", *row.validation_loss);
+            events_->write(row.step, scalars);
+        }
+        progress_->update(row, step_);
+        if (row.validation_loss)
+            progress_->message(fmt::format("step {}: validation loss {:.4f}, perplexity {:.2f}", row.step,
+                                           *row.validation_loss, std::exp(*row.validation_loss)));
+    }
+
+    // A save that fails (full disk) costs a warning while training goes on; the last one must succeed.
+    void save(bool must_succeed) {
+        if (saved_step_ == step_) return;
+        std::vector<CheckpointTensor> tensors;
+        if (root_)
+            for (size_t i = 0; i < model_.parameters().size(); ++i) {
+                const std::string& name = model_.parameters()[i].spec.name;
+                tensors.push_back({kModelGroup, name, optimizer_.master(i)});
+                tensors.push_back({kFirstMomentGroup, name, optimizer_.first_moment(i)});
+                tensors.push_back({kSecondMomentGroup, name, optimizer_.second_moment(i)});
+            }
+        const CheckpointState state{.step = step_,
+                                    .tokens = tokens_,
+                                    .next_sample = step_ * config_.trainer.global_batch,
+                                    .seed = static_cast<uint64_t>(config_.trainer.seed),
+                                    .model_json = model_config_to_json(config_.model),
+                                    .config_yaml = to_yaml(config_),
+                                    .fields = {{"precision", to_string(config_.trainer.precision)}}};
+        try {
+            save_checkpoint(config_.checkpoint_folder(), state, tensors,
+                            {.keep = config_.checkpoint.keep,
+                             .rank = ranks_.rank(),
+                             .ranks = ranks_.size(),
+                             .all_agree = [&](bool ok) { return all_agree(ranks_, ok); },
+                             .log = [&](const std::string& line) { say(line); }});
+            saved_step_ = step_;
+        } catch (const Error& error) {
+            if (must_succeed || error.fault() == Fault::communication) throw;
+            say(fmt::format("warning: step {} was not saved: {}; training goes on", step_, error.what()));
+        }
+    }
+
+    const Config& config_;
+    Communicator& ranks_;
+    const bool root_;
+    const Device device_;
+    std::shared_ptr<const Dataset> data_;
+    Loader loader_;
+    LanguageModel model_;
+    Optimizer optimizer_;
+    std::optional<Loader> validation_;
+    std::optional<DataParallel> data_parallel_;
+    std::optional<MetricsWriter> metrics_;
+    std::optional<EventWriter> events_;
+    std::optional<Progress> progress_;
+    double peak_ = 1;
+    int64_t step_ = 0, saved_step_ = 0, tokens_ = 0;
+};
+
+}  // namespace
+
+TrainingEnd train(const Config& config, World& world) {
+    validate_for_training(config);
+    validate_batch(config, world.size());
+    require_same(world.all(), "the resolved configuration", to_yaml(config));
+    if (config.trainer.threads > 0) omp_set_num_threads(static_cast<int>(config.trainer.threads));
+    return Trainer(config, world).run();
+}
+
+}  // namespace levin

@@ -1,0 +1,104 @@
+#include "trainer/run_folder.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "checkpoint/huggingface.h"
+#include "data/tokenizer.h"
+
+namespace levin {
+
+namespace fs = std::filesystem;
+
+std::vector<std::string> dataset_specs(const std::vector<DataSource>& sources) {
+    const bool weighted =
+        std::any_of(sources.begin(), sources.end(), [](const DataSource& s) { return s.weight != 1; });
+    std::vector<std::string> specs;
+    for (const DataSource& source : sources)
+        specs.push_back(weighted ? fmt::format("{} {}", source.weight, source.prefix) : source.prefix);
+    return specs;
+}
+
+namespace {
+
+void write_text(const fs::path& path, const std::string& text) {
+    const fs::path temporary = path.string() + ".tmp";
+    std::ofstream out(temporary, std::ios::binary);
+    out << text;
+    out.close();
+    if (!out)
+        fail(Fault::internal, "run", "cannot write {}: is the disk full, the folder writable?",
+             path.string());
+    fs::rename(temporary, path);
+}
+
+nlohmann::json identity_of(const Config& config, const Dataset& data) {
+    return {{"model", nlohmann::json::parse(model_config_to_json(config.model))},
+            {"data", fmt::format("{:016x}", data.fingerprint())},
+            {"trainer.seed", config.trainer.seed},
+            {"trainer.sequence_length", config.trainer.sequence_length},
+            {"trainer.global_batch", config.trainer.global_batch},
+            {"data.packed_documents", config.data.packed_documents}};
+}
+
+void check_identity(const fs::path& file, const nlohmann::json& mine, const std::string& folder) {
+    std::stringstream text;
+    text << std::ifstream(file).rdbuf();
+    const nlohmann::json theirs = nlohmann::json::parse(text.str(), nullptr, false);
+    LEVIN_REQUIRE(theirs.is_object(), "run", "{} is damaged; choose another run.folder", file.string());
+    for (const auto& [key, value] : mine.items()) {
+        if (theirs.contains(key) && theirs[key] == value) continue;
+        std::string detail = key == "model" || key == "data"
+                                 ? std::string("another ") + key
+                                 : fmt::format("{} {}", key, theirs.value(key, nlohmann::json()).dump());
+        if (key == "model" && theirs.contains(key))
+            for (const auto& [name, setting] : value.items())
+                if (theirs[key].value(name, nlohmann::json()) != setting) {
+                    detail += fmt::format(" ({} {}, not {})", name,
+                                          theirs[key].value(name, nlohmann::json()).dump(), setting.dump());
+                    break;
+                }
+        fail(Fault::input, "run",
+             "{} holds another run: it was started with {}. Choose another run.folder, or start with the old "
+             "settings to "
+             "go on with that run",
+             folder, detail);
+    }
+}
+
+}  // namespace
+
+void claim_run_folder(const Config& config, const Dataset& data) {
+    const fs::path folder = config.run.folder;
+    std::error_code error;
+    fs::create_directories(folder, error);
+    LEVIN_REQUIRE(fs::is_directory(folder), "run", "cannot make the folder {}: {}", folder.string(),
+                  error.message());
+    const nlohmann::json identity = identity_of(config, data);
+    const fs::path file = folder / "run.json";
+    if (fs::exists(file)) {
+        check_identity(file, identity, folder.string());
+    } else {
+        LEVIN_REQUIRE(
+            !fs::exists(folder / "metrics.jsonl"), "run",
+            "{} holds metrics.jsonl but no run.json: it is no run of this levin; choose another run.folder",
+            folder.string());
+        write_text(file, identity.dump(1) + "\n");
+    }
+    write_text(folder / "config.yaml", to_yaml(config));
+
+    // The tokenizer travels with the run, for generation and export. Shards of other makers do not tell
+    // theirs.
+    const std::string& prefix = config.data.train.front().prefix;
+    if (read_shard_info(prefix)) {
+        fs::create_directories(folder / "tokenizer");
+        load_tokenizer_of_shard(prefix)->save_to((folder / "tokenizer").string());
+    }
+}
+
+}  // namespace levin
