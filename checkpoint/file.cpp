@@ -32,14 +32,19 @@ std::string folder_of(const std::string& path) {
 }  // namespace
 
 struct OutputFile::Hash {
-    XXH64_state_t state;
+    Hash() { LEVIN_CHECK(state && XXH64_reset(state.get(), 0) == XXH_OK, "file", "no memory for a hash"); }
+    void update(const void* data, size_t bytes) { XXH64_update(state.get(), data, bytes); }
+    uint64_t digest() const { return XXH64_digest(state.get()); }
+    struct Free {
+        void operator()(XXH64_state_t* held) const { XXH64_freeState(held); }
+    };
+    std::unique_ptr<XXH64_state_t, Free> state{XXH64_createState()};
 };
 
 OutputFile::OutputFile(std::string path) : path_(std::move(path)), hash_(std::make_unique<Hash>()) {
     const std::filesystem::path target(path_);
     temporary_ =
         (std::filesystem::path(folder_of(path_)) / ("." + target.filename().string() + ".part")).string();
-    XXH64_reset(&hash_->state, 0);
     descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
     if (descriptor_ < 0) write_failed(path_, errno);
 }
@@ -51,7 +56,7 @@ OutputFile::~OutputFile() {
 }
 
 void OutputFile::write(const void* data, size_t bytes) {
-    XXH64_update(&hash_->state, data, bytes);
+    hash_->update(data, bytes);
     written_ += bytes;
     const char* from = static_cast<const char*>(data);
     while (bytes > 0) {
@@ -75,7 +80,7 @@ FileDigest OutputFile::finish() {
         write_failed(path_, reason);
     }
     sync_folder(folder_of(path_));
-    return {written_, XXH64_digest(&hash_->state)};
+    return {written_, hash_->digest()};
 }
 
 InputFile::InputFile(std::string path) : path_(std::move(path)) {
@@ -147,10 +152,9 @@ void stream_file(const InputFile& file, const Use& use) {
 
 FileDigest digest_of_file(const std::string& path) {
     const InputFile file(path);
-    XXH64_state_t state;
-    XXH64_reset(&state, 0);
-    stream_file(file, [&](const char* data, size_t bytes) { XXH64_update(&state, data, bytes); });
-    return {file.size(), XXH64_digest(&state)};
+    OutputFile::Hash hash;
+    stream_file(file, [&](const char* data, size_t bytes) { hash.update(data, bytes); });
+    return {file.size(), hash.digest()};
 }
 
 FileDigest digest_of_bytes(std::string_view bytes) {

@@ -31,9 +31,9 @@ public:
     void write(std::string_view text) { write(text.data(), text.size()); }
     FileDigest finish();
     const std::string& path() const { return path_; }
+    struct Hash;
 
 private:
-    struct Hash;
     std::string path_, temporary_;
     int descriptor_ = -1;
     uint64_t written_ = 0;

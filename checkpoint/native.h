@@ -23,6 +23,9 @@ inline constexpr const char* kModelGroup = "model";  // master weights
 inline constexpr const char* kFirstMomentGroup = "adamw.m";
 inline constexpr const char* kSecondMomentGroup = "adamw.v";
 
+// CheckpointState::fields of a converted model: the type its numbers had before they were widened ("bf16").
+inline constexpr const char* kSourceDtypeField = "source_dtype";
+
 // A tensor, or the part of one that this rank holds. Any device; strided is fine.
 struct CheckpointTensor {
     std::string group;  // one file per group and rank
@@ -30,6 +33,11 @@ struct CheckpointTensor {
     Tensor value;
     Shape global_shape = {};  // empty: value's own
     Shape offset = {};        // where the part starts in each axis; empty: at zero
+    // Instead of `value`, for what need not be in memory all at once: called when the tensor is written, must
+    // return `dtype` and `shape`.
+    std::function<Tensor()> produce = {};
+    DType dtype = DType::f32;
+    Shape shape = {};
 };
 
 // What a checkpoint knows besides its tensors.

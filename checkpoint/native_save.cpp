@@ -21,6 +21,13 @@ constexpr const char* kTemporary = ".tmp-";
 
 std::string report_name(int rank) { return fmt::format("rank_{:05}.report", rank); }
 
+DType dtype_of(const CheckpointTensor& tensor) {
+    return tensor.produce ? tensor.dtype : tensor.value.dtype();
+}
+const Shape& shape_of(const CheckpointTensor& tensor) {
+    return tensor.produce ? tensor.shape : tensor.value.shape();
+}
+
 // This rank's files, one per group.
 proto::RankReport write_parts(const fs::path& folder, const std::vector<CheckpointTensor>& tensors, int rank,
                               int ranks) {
@@ -34,22 +41,22 @@ proto::RankReport write_parts(const fs::path& folder, const std::vector<Checkpoi
         for (const auto& tensor : tensors)
             if (tensor.group == group) members.push_back(&tensor);
         std::stable_sort(members.begin(), members.end(), [](const auto* a, const auto* b) {
-            return size_of(a->value.dtype()) > size_of(b->value.dtype());
+            return size_of(dtype_of(*a)) > size_of(dtype_of(*b));
         });
         const auto file_number = static_cast<uint32_t>(report.files_size());
         std::vector<TensorInfo> layout;
         std::map<std::string, int> parts_of;
         for (const auto* tensor : members) {
-            const Shape& shape = tensor->value.shape();
+            const Shape& shape = shape_of(*tensor);
             const Shape global = tensor->global_shape.empty() ? shape : tensor->global_shape;
             const Shape offset = tensor->offset.empty() ? Shape(shape.size(), 0) : tensor->offset;
             const int number = parts_of[tensor->name]++;
             const std::string key = number == 0 ? tensor->name : fmt::format("{}#{}", tensor->name, number);
-            layout.push_back({key, tensor->value.dtype(), shape});
+            layout.push_back({key, dtype_of(*tensor), shape});
             proto::TensorPart& part = *report.add_parts();
             part.set_group(group);
             part.set_name(tensor->name);
-            part.set_dtype(to_string(tensor->value.dtype()));
+            part.set_dtype(to_string(dtype_of(*tensor)));
             part.mutable_global_shape()->Add(global.begin(), global.end());
             part.mutable_offset()->Add(offset.begin(), offset.end());
             part.mutable_shape()->Add(shape.begin(), shape.end());
@@ -59,7 +66,8 @@ proto::RankReport write_parts(const fs::path& folder, const std::vector<Checkpoi
         const std::string name =
             ranks == 1 ? group + ".safetensors" : fmt::format("{}-rank_{:05}.safetensors", group, rank);
         SafetensorsWriter writer((folder / name).string(), layout);
-        for (size_t i = 0; i < members.size(); ++i) writer.write(layout[i].name, members[i]->value);
+        for (size_t i = 0; i < members.size(); ++i)
+            writer.write(layout[i].name, members[i]->produce ? members[i]->produce() : members[i]->value);
         const FileDigest digest = writer.finish();
         proto::File& file = *report.add_files();
         file.set_name(name);

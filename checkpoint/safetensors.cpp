@@ -44,20 +44,54 @@ float widen_half(uint16_t half) {
 
 std::string name_in(const std::string& file) { return "safetensors " + file; }
 
+nlohmann::json weight_map(const std::string& path) {
+    const auto index = nlohmann::json::parse(read_text_file(path), nullptr, false);
+    LEVIN_REQUIRE(index.is_object() && index.contains("weight_map") && index["weight_map"].is_object(), path,
+                  "is no valid index: expected JSON with an object \"weight_map\"");
+    return index["weight_map"];
+}
+
 }  // namespace
+
+Tensor read_numbers(const InputFile& file, uint64_t offset, const Shape& shape, DType dtype) {
+    Tensor value = Tensor::empty(shape, dtype);
+    file.read(offset, value.data(), value.bytes());
+    return value;
+}
+
+Tensor read_half(const InputFile& file, uint64_t offset, const Shape& shape) {
+    Tensor value = Tensor::empty(shape, DType::f32);
+    std::vector<uint16_t> halves(static_cast<size_t>(value.count()));
+    file.read(offset, halves.data(), halves.size() * 2);
+    std::transform(halves.begin(), halves.end(), value.data<float>(), widen_half);
+    return value;
+}
+
+std::vector<std::string> shards_of_index(const std::string& path) {
+    std::set<std::string> shards;
+    for (const auto& [name, file] : weight_map(path).items()) {
+        LEVIN_REQUIRE(file.is_string(), path, "weight_map of '{}' is not a file name", name);
+        shards.insert(file.get<std::string>());
+    }
+    // A shard lies beside its index; a path that leads elsewhere is an attack or a mistake.
+    for (const auto& shard : shards)
+        LEVIN_REQUIRE(!shard.empty() && fs::path(shard).filename() == shard && shard != "..", path,
+                      "weight_map names the file '{}'; expected a name without folders", shard);
+    return {shards.begin(), shards.end()};
+}
 
 SafetensorsReader::SafetensorsReader(const std::string& path) : path_(path) {
     std::error_code ignored;
     if (fs::is_directory(path, ignored)) {
         const std::string single = (fs::path(path) / "model.safetensors").string();
         const std::string index = single + ".index.json";
-        if (fs::exists(single, ignored)) return add_file(single);
-        LEVIN_REQUIRE(fs::exists(index, ignored), path,
+        const bool sharded = !fs::exists(single, ignored);
+        LEVIN_REQUIRE(!sharded || fs::exists(index, ignored), path,
                       "holds neither model.safetensors nor model.safetensors.index.json");
-        return open_index(index);
+        sharded ? open_index(index) : add_file(single);
+    } else {
+        path.ends_with(".json") ? open_index(path) : add_file(path);
     }
-    if (path.ends_with(".json")) return open_index(path);
-    add_file(path);
 }
 
 void SafetensorsReader::add_file(const std::string& path) {
@@ -88,22 +122,9 @@ void SafetensorsReader::add_file(const std::string& path) {
 }
 
 void SafetensorsReader::open_index(const std::string& path) {
-    const auto index = nlohmann::json::parse(read_text_file(path), nullptr, false);
-    LEVIN_REQUIRE(index.is_object() && index.contains("weight_map") && index["weight_map"].is_object(), path,
-                  "is no valid index: expected JSON with an object \"weight_map\"");
-    std::set<std::string> shards;
-    for (const auto& [name, file] : index["weight_map"].items()) {
-        LEVIN_REQUIRE(file.is_string(), path, "weight_map of '{}' is not a file name", name);
-        shards.insert(file.get<std::string>());
-    }
     const fs::path folder = fs::path(path).parent_path();
-    for (const auto& shard : shards) {
-        // A shard lies beside its index; a path that leads elsewhere is an attack or a mistake.
-        LEVIN_REQUIRE(!shard.empty() && fs::path(shard).filename() == shard && shard != "..", path,
-                      "weight_map names the file '{}'; expected a name without folders", shard);
-        add_file((folder / shard).string());
-    }
-    for (const auto& [name, file] : index["weight_map"].items()) {
+    for (const auto& shard : shards_of_index(path)) add_file((folder / shard).string());
+    for (const auto& [name, file] : weight_map(path).items()) {
         const auto found = places_.find(name);
         LEVIN_REQUIRE(
             found != places_.end() &&
@@ -139,16 +160,9 @@ Tensor SafetensorsReader::read(const std::string& name) const {
     const Place& at = place(name);
     const File& file = files_[at.file];
     const SafetensorsEntry& found = file.header.entries[at.entry];
-    Tensor value = Tensor::empty(found.shape, type);
     const uint64_t begin = file.header.data_begin + found.begin;
-    if (found.type == "F16") {
-        std::vector<uint16_t> halves(static_cast<size_t>(value.count()));
-        file.input.read(begin, halves.data(), found.end - found.begin);
-        std::transform(halves.begin(), halves.end(), value.data<float>(), widen_half);
-    } else {
-        file.input.read(begin, value.data(), found.end - found.begin);
-    }
-    return value;
+    return found.type == "F16" ? read_half(file.input, begin, found.shape)
+                               : read_numbers(file.input, begin, found.shape, type);
 }
 
 namespace {
@@ -236,14 +250,18 @@ void write_safetensors_folder(const std::string& folder, const std::vector<Tenso
         writer.finish();
     }
     // What an earlier export of another size left here would be found in place of the new files.
-    const fs::path single = fs::path(folder) / "model.safetensors";
-    std::error_code ignored;
-    if (shards.size() == 1) {
-        fs::remove(single.string() + ".index.json", ignored);
-        return;
+    const std::string index_path = (fs::path(folder) / "model.safetensors.index.json").string();
+    std::set<std::string> current;
+    for (const auto& item : index["weight_map"].items()) current.insert(item.value().get<std::string>());
+    for (const auto& entry : fs::directory_iterator(folder)) {
+        const std::string name = entry.path().filename().string();
+        if (name.starts_with("model") && name.ends_with(".safetensors") && !current.count(name))
+            fs::remove(entry.path());
     }
-    fs::remove(single, ignored);
-    write_text_file(single.string() + ".index.json", index.dump(2) + "\n");
+    if (shards.size() == 1)
+        fs::remove(index_path);
+    else
+        write_text_file(index_path, index.dump(2) + "\n");
 }
 
 }  // namespace levin

@@ -61,6 +61,14 @@ public:
     virtual const std::string& where() const = 0;
 };
 
+// Numbers as they lie in a file, and IEEE halves widened to f32, as new tensors in host memory.
+Tensor read_numbers(const InputFile& file, uint64_t offset, const Shape& shape, DType dtype);
+Tensor read_half(const InputFile& file, uint64_t offset, const Shape& shape);
+
+// The files that an index ({"weight_map": {tensor: file}}) names, each once. Throws Error(input) for a name
+// that leads out of the index's folder.
+std::vector<std::string> shards_of_index(const std::string& path);
+
 // One .safetensors file, or the shards of a model.safetensors.index.json.
 class SafetensorsReader : public TensorReader {
 public:
