@@ -42,9 +42,9 @@ void srms_norm_forward(const SrmsNormForward& args) {
                 T* h = static_cast<T*>(args.h) + r * width;
 #pragma omp simd reduction(+ : sum)
                 for (int64_t c = 0; c < width; ++c) {
-                    const T value = narrow<T>(load(x[c]) + load(branch[c]));
-                    h[c] = value;
-                    sum += load(value) * load(value);
+                    const A value = round_to<T>(load(x[c]) + load(branch[c]));
+                    h[c] = narrow<T>(value);
+                    sum += value * value;
                 }
                 x = h;
             } else {

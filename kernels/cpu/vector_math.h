@@ -36,6 +36,13 @@ LEVIN_INLINE bf16 narrow<bf16>(float x) {
     return result;
 }
 
+// What narrow<T> keeps of x, in arithmetic type: for loops that need the rounded number and would keep a
+// bf16, which is a struct, in memory instead of a vector register.
+template <class T>
+LEVIN_INLINE arithmetic_t<T> round_to(arithmetic_t<T> x) {
+    return load(narrow<T>(x));
+}
+
 namespace detail {
 
 // x = n ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^23 leaves the rounded quotient in the low bits: no

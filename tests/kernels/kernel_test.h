@@ -4,6 +4,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <omp.h>
 
 #include <cmath>
 #include <cstdlib>
@@ -163,6 +164,17 @@ inline std::vector<double> gather(const std::vector<double>& laid, size_t column
     }
     return values;
 }
+// Another number of CPU threads while it lives: what a kernel computes may not depend on it where its order
+// is promised.
+class Threads {
+public:
+    explicit Threads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
+    Threads(const Threads&) = delete;
+    ~Threads() { omp_set_num_threads(before_); }
+
+private:
+    int before_;
+};
 inline const std::vector<DType>& floating_types() {
     static const std::vector<DType> types{DType::f64, DType::f32, DType::bf16};
     return types;

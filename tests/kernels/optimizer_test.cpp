@@ -100,6 +100,7 @@ TEST(SumOfSquares, OverManyTensors) {
         }
         Values first;
         for (int trial = 0; trial < 3; ++trial) {
+            const Threads threads(trial + 1);
             const Buffer out = Buffer::poisoned(DType::f64, 1);
             sum_of_squares(stream(), {static_cast<int64_t>(list.size()), list.data(), counts.data(), dtype,
                                       out.as<double>()});
