@@ -3,6 +3,7 @@
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(Threads REQUIRED)
 find_package(fmt REQUIRED)
+find_package(nlohmann_json REQUIRED)
 include(launch/protobuf.cmake)
 if(LEVIN_TESTS)
   find_package(GTest REQUIRED)
