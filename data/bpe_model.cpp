@@ -1,9 +1,6 @@
 #include "data/bpe_model.h"
 
-#include <xxhash.h>
-
 #include <bit>
-#include <cstring>
 #include <queue>
 
 #include "kernels/base/error.h"
@@ -12,7 +9,6 @@ namespace levin {
 
 namespace {
 
-constexpr size_t kCacheEntries = size_t{1} << 15;
 // Below this many symbols scanning all pairs for the best one is faster than a queue.
 constexpr size_t kScanLimit = 48;
 
@@ -26,8 +22,6 @@ uint64_t mix(uint64_t x) {
 }
 
 }  // namespace
-
-BpeModel::Scratch::Scratch() : entries_(kCacheEntries) {}
 
 BpeModel::BpeModel(const std::vector<int32_t>& byte_ids, const std::vector<Merge>& merges,
                    std::unordered_map<std::string, int32_t> words, std::string name)
@@ -122,15 +116,11 @@ void BpeModel::merge_long(std::vector<int32_t>& symbols) const {
 
 void BpeModel::encode_word(std::string_view word, Scratch& scratch, std::vector<int32_t>& out) const {
     if (word.empty()) return;
-    Scratch::Entry* entry = nullptr;
-    if (word.size() <= Scratch::kKeySize) {
-        entry = &scratch.entries_[XXH3_64bits(word.data(), word.size()) & (kCacheEntries - 1)];
-        if (entry->size == word.size() && std::memcmp(entry->key, word.data(), word.size()) == 0) {
-            out.insert(out.end(), entry->ids, entry->ids + entry->count);
-            return;
-        }
+    if (const WordCache::Tokens known = scratch.cache.find(word); known.ids != nullptr) {
+        out.insert(out.end(), known.ids, known.ids + known.count);
+        return;
     }
-    std::vector<int32_t>& symbols = scratch.symbols_;
+    std::vector<int32_t>& symbols = scratch.symbols;
     symbols.clear();
     if (!words_.empty()) {
         if (const auto at = words_.find(std::string(word)); at != words_.end()) symbols.push_back(at->second);
@@ -148,12 +138,7 @@ void BpeModel::encode_word(std::string_view word, Scratch& scratch, std::vector<
         symbols.size() <= kScanLimit ? merge_short(symbols) : merge_long(symbols);
     }
     out.insert(out.end(), symbols.begin(), symbols.end());
-    if (entry != nullptr && symbols.size() <= Scratch::kMostTokens) {
-        entry->size = static_cast<uint8_t>(word.size());
-        entry->count = static_cast<uint8_t>(symbols.size());
-        std::memcpy(entry->key, word.data(), word.size());
-        std::memcpy(entry->ids, symbols.data(), symbols.size() * sizeof(int32_t));
-    }
+    scratch.cache.put(word, symbols);
 }
 
 }  // namespace levin

@@ -3,11 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <vector>
+
+#include "data/word_cache.h"
 
 namespace levin {
 
@@ -18,7 +19,10 @@ public:
     };
     // What one thread needs while encoding: room, and a cache of words met before. Not shared between
     // threads.
-    class Scratch;
+    struct Scratch {
+        WordCache cache;
+        std::vector<int32_t> symbols;
+    };
 
     // byte_ids[b]: the token of byte b, -1 when the vocabulary lacks it. `merges` by rank. `words`: the ids
     // of whole words, as bytes, that are looked up before any merge ("ignore_merges"); empty when the
@@ -44,22 +48,6 @@ private:
     uint64_t mask_ = 0;
     std::unordered_map<std::string, int32_t> words_;
     std::string name_;
-};
-
-class BpeModel::Scratch {
-public:
-    Scratch();
-
-private:
-    friend class BpeModel;
-    static constexpr size_t kKeySize = 24, kMostTokens = 8;
-    struct Entry {
-        uint8_t size = 0, count = 0;
-        char key[kKeySize];
-        int32_t ids[kMostTokens];
-    };
-    std::vector<Entry> entries_;
-    std::vector<int32_t> symbols_;
 };
 
 }  // namespace levin

@@ -2,7 +2,6 @@
 // "added_tokens". What the file asks for and levin does not do (other models, normalizers, dropout, ..) is
 // refused when it is loaded.
 #include <algorithm>
-#include <mutex>
 #include <nlohmann/json.hpp>
 #include <unordered_map>
 
@@ -51,7 +50,7 @@ public:
             int64_t ignored = 0;
             text = mended = replace_invalid_utf8(text, ignored);
         }
-        Lease lease(*this);
+        ScratchPool<Scratch>::Lease lease(pool_);
         size_t from = 0;
         for (size_t at = 0; at < text.size();) {
             at = std::min(text.find_first_of(first_bytes_, at), text.size());
@@ -107,30 +106,6 @@ private:
         BpeModel::Scratch words;
         Pretokenizer::Scratch split;
     };
-    // Scratch space goes from hand to hand, so that a thread's cache of words outlives a call.
-    class Lease {
-    public:
-        explicit Lease(const BpeTokenizer& owner) : owner_(owner) {
-            const std::lock_guard lock(owner.mutex_);
-            if (!owner.idle_.empty()) {
-                scratch_ = std::move(owner.idle_.back());
-                owner.idle_.pop_back();
-            }
-            if (scratch_ == nullptr) scratch_ = std::make_unique<Scratch>();
-        }
-        ~Lease() {
-            const std::lock_guard lock(owner_.mutex_);
-            owner_.idle_.push_back(std::move(scratch_));
-        }
-        Lease(const Lease&) = delete;
-        Lease& operator=(const Lease&) = delete;
-        Scratch& operator*() { return *scratch_; }
-
-    private:
-        const BpeTokenizer& owner_;
-        std::unique_ptr<Scratch> scratch_;
-    };
-
     void encode_ordinary(std::string_view text, Scratch& scratch, std::vector<int32_t>& out) const {
         if (text.empty()) return;
         std::string normalized;
@@ -304,8 +279,7 @@ private:
     std::vector<std::string> names_, bytes_;  // by id
     std::vector<AddedToken> added_;
     std::string first_bytes_;  // the bytes an added token can begin with
-    mutable std::mutex mutex_;
-    mutable std::vector<std::unique_ptr<Scratch>> idle_;
+    mutable ScratchPool<Scratch> pool_;
 };
 
 }  // namespace

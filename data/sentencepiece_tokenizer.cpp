@@ -5,12 +5,14 @@
 
 #include "data/byte_level.h"
 #include "data/tokenizer.h"
+#include "data/word_cache.h"
 #include "kernels/base/error.h"
 
 namespace levin {
 
 namespace {
 
+constexpr size_t kWindow = 4096;                     // bytes
 constexpr std::string_view kSpace = "\xE2\x96\x81";  // U+2581, how SentencePiece writes a space
 
 std::string replace_space_mark(std::string_view piece) {
@@ -37,6 +39,12 @@ public:
         pad_id_ = valid(processor_.pad_id());
         bytes_.reserve(static_cast<size_t>(size));
         for (int id = 0; id < size; ++id) bytes_.push_back(bytes_of(id));
+        for (int id = 0; id < size; ++id) {
+            if (processor_.IsUnknown(id)) continue;
+            const std::string& piece = bytes_[static_cast<size_t>(id)];
+            const size_t word = piece.find_first_not_of(' ');
+            if (word != std::string::npos && piece.find(' ', word) != std::string::npos) words_apart_ = false;
+        }
         // The library does not tell whether the model adds a leading space, but shows it.
         std::string text;
         LEVIN_REQUIRE(processor_.Decode(std::vector<std::string>{std::string(kSpace) + "a"}, &text).ok(),
@@ -50,13 +58,21 @@ public:
 
     using Tokenizer::encode;
     // Control pieces (<s>, </s>) are never made from text by the library, so both ways of `special` are one
-    // here; user-defined pieces are always found.
+    // here; user-defined pieces are always found. Where no piece reaches over a space, words are encoded one
+    // by one: the library's time per byte grows with the text, and most words were met before.
     void encode(std::string_view text, SpecialTokens, std::vector<int32_t>& out) const override {
-        std::vector<int> ids;
-        const auto status = processor_.Encode(absl::string_view(text.data(), text.size()), &ids);
-        LEVIN_REQUIRE(status.ok(), "tokenizer", "SentencePiece cannot encode a text of {} bytes: {}",
-                      text.size(), status.ToString());
-        out.insert(out.end(), ids.begin(), ids.end());
+        ScratchPool<WordCache>::Lease lease(pool_);
+        WordCache& cache = *lease;
+        for (size_t search = 1; words_apart_;) {
+            const size_t space = text.find(' ', search);
+            if (space == std::string_view::npos) break;
+            search = space + 1;
+            if (!is_lone(text, space)) continue;
+            encode_word(text.substr(0, space), cache, out);
+            text.remove_prefix(space + (drops_first_space_ ? 1u : 0u));
+            search = 1;
+        }
+        encode_word(text, cache, out);
     }
 
     std::string token_bytes(int32_t id) const override {
@@ -71,7 +87,7 @@ public:
 
     // Between two words: where the model itself puts a space before every text, the space there is left out.
     TextCut find_cut(std::string_view text) const override {
-        const size_t at = find_lone(text, ' ');
+        const size_t at = words_apart_ ? find_lone(text, ' ') : 0;
         return at == 0 ? TextCut{} : TextCut{at, at + (drops_first_space_ ? 1u : 0u)};
     }
 
@@ -88,6 +104,19 @@ public:
     std::string_view file_content() const override { return content_; }
 
 private:
+    void encode_word(std::string_view text, WordCache& cache, std::vector<int32_t>& out) const {
+        if (const WordCache::Tokens known = cache.find(text); known.ids != nullptr) {
+            out.insert(out.end(), known.ids, known.ids + known.count);
+            return;
+        }
+        std::vector<int> ids;
+        const auto status = processor_.Encode(absl::string_view(text.data(), text.size()), &ids);
+        LEVIN_REQUIRE(status.ok(), "tokenizer", "SentencePiece cannot encode a text of {} bytes: {}",
+                      text.size(), status.ToString());
+        out.insert(out.end(), ids.begin(), ids.end());
+        cache.put(text, ids);
+    }
+
     int32_t valid(int id) const { return id >= 0 && id < processor_.GetPieceSize() ? id : -1; }
 
     std::string bytes_of(int id) const {
@@ -106,6 +135,8 @@ private:
     sentencepiece::SentencePieceProcessor processor_;
     std::vector<std::string> bytes_;
     bool drops_first_space_ = false;
+    bool words_apart_ = true;  // no piece reaches over the space between two words
+    mutable ScratchPool<WordCache> pool_;
 };
 
 }  // namespace

@@ -63,14 +63,19 @@ TextCut Tokenizer::find_cut(std::string_view text) const {
     return at == 0 ? TextCut{} : TextCut{at + 1, at + 1};
 }
 
-size_t Tokenizer::find_lone(std::string_view text, char separator) {
+bool Tokenizer::is_lone(std::string_view text, size_t at) {
     const auto is_text = [](const Utf8Character& c) {
         return c.status == Utf8Status::good && !is_unicode_space(c.code);
     };
+    return at > 0 && at + 1 < text.size() && is_text(previous_character(text, at)) &&
+           is_text(next_character(text, at + 1));
+}
+
+size_t Tokenizer::find_lone(std::string_view text, char separator) {
     for (size_t end = text.size(); end > 2;) {
         const size_t at = text.rfind(separator, end - 2);
         if (at == std::string_view::npos || at == 0) break;
-        if (is_text(previous_character(text, at)) && is_text(next_character(text, at + 1))) return at;
+        if (is_lone(text, at)) return at;
         end = at + 1;
     }
     return 0;

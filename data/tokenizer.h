@@ -69,7 +69,9 @@ public:
 
 protected:
     void check_id(int32_t id) const;
-    // The last place of `separator` (' ' or '\n') in `text` with no white space on either side; 0: none.
+    // Whether text[at] has a character that is no white space on both sides.
+    static bool is_lone(std::string_view text, size_t at);
+    // The last place of `separator` (' ' or '\n') in `text` that is_lone(); 0: none.
     static size_t find_lone(std::string_view text, char separator);
 
     int32_t bos_id_ = -1, eos_id_ = -1, pad_id_ = -1;
