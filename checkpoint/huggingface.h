@@ -94,6 +94,11 @@ struct LoadedModel {
 // `log` hears of skipped checkpoints. Throws Error(input) saying what was looked for.
 LoadedModel load_model(const std::string& path, const std::function<void(const std::string&)>& log = {});
 
+// Makes a levin model of it: destination/checkpoints/step_00000000 with the weights (f32; f64 stays) and no
+// optimizer moments, and destination/tokenizer/ with the tokenizer's files, so that a run whose folder is
+// `destination` starts from there. Returns the checkpoint's path.
+std::string import_model(const LoadedModel& model, const std::string& destination);
+
 // The file of a list (a path's last part) or an empty string: find_file(model.tokenizer_files,
 // "tokenizer.json").
 std::string find_file(const std::vector<std::string>& paths, std::string_view name);

@@ -115,4 +115,31 @@ LoadedModel load_model(const std::string& path, const std::function<void(const s
     return from_hugging_face(given);
 }
 
+std::string import_model(const LoadedModel& model, const std::string& destination) {
+    const fs::path folder(destination);
+    const std::string checkpoints = (folder / "checkpoints").string();
+    for (const auto& [step, path] : checkpoint_folders(checkpoints))
+        LEVIN_REQUIRE(step == 0, destination,
+                      "already holds {}, which would be taken before the converted weights", path);
+    CheckpointState state;
+    state.step = 0;
+    state.model_json = model_config_to_json(model.config, model.dtype);
+    state.fields[kSourceDtypeField] = to_string(model.dtype);
+    std::vector<CheckpointTensor> tensors;
+    for (const auto& spec : parameter_table(model.config)) {
+        const auto parameters = model.parameters;
+        CheckpointTensor tensor{kModelGroup, spec.name, {}};
+        tensor.dtype = accumulator_of(parameters->dtype(spec.name));
+        tensor.shape = spec.shape;
+        tensor.produce = [parameters, name = spec.name, type = tensor.dtype] {
+            return parameters->read(name).to(type);
+        };
+        tensors.push_back(std::move(tensor));
+    }
+    if (!model.tokenizer_files.empty()) fs::create_directories(folder / "tokenizer");
+    for (const auto& file : model.tokenizer_files)
+        copy_file_durably(file, (folder / "tokenizer" / fs::path(file).filename()).string());
+    return save_checkpoint(checkpoints, state, tensors);
+}
+
 }  // namespace levin
