@@ -162,9 +162,9 @@ void scale_only(const Stream& stream, const Gemm& g) {
     for (int64_t r = 0; r < rows; ++r) {
         void* row = static_cast<char*>(g.c) + r * g.ldc * size_of(g.c_dtype);
         if (g.beta == 0)
-            fill(stream, Fill{columns, g.c_dtype, row, 0});
+            cuda::fill(stream, Fill{columns, g.c_dtype, row, 0});
         else
-            add(stream, Add{columns, g.c_dtype, g.beta, row, 0, nullptr, row});
+            cuda::add(stream, Add{columns, g.c_dtype, g.beta, row, 0, nullptr, row});
     }
 }
 
