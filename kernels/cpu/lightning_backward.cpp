@@ -100,6 +100,14 @@ void query_gradient(const LightningBackward& args, const Chain& chain, Columns k
         load_keys(shape.qk_activation, m, shape.key_dim, angles,
                   rows_of<T>(args.k, token, args.k_stride, chain.head, shape.key_dim), args.k_stride,
                   tiles.values, tiles.n_stride);
+        tiles.ahead.clear();
+        fetch_rows<T>(tiles.ahead, m, args.q, token, args.q_stride, chain.head, shape.key_dim);
+        fetch_rows<T>(tiles.ahead, m, args.dq, token, args.dq_stride, chain.head, shape.key_dim);
+        if (const int64_t next = std::min(kTile, chain.length - done - m); next > 0) {
+            fetch_rows<T>(tiles.ahead, next, args.d_o, token + m, d_o_stride, chain.head, shape.value_dim);
+            fetch_rows<T>(tiles.ahead, next, args.v, token + m, args.v_stride, chain.head, shape.value_dim);
+            fetch_rows<T>(tiles.ahead, next, args.k, token + m, args.k_stride, chain.head, shape.key_dim);
+        }
         tiles.ascend(m, powers, old, done + m < chain.length);
         old = true;
         store_key_gradient(shape.qk_activation, m, shape.key_dim, angles,
@@ -140,6 +148,19 @@ void key_value_gradient(const LightningBackward& args, const Chain& chain,
         load_rows(Activation::none, m, shape.value_dim, values,
                   rows_of<T>(args.d_o, token, d_o_stride, chain.head, shape.value_dim), d_o_stride, tiles.d_o,
                   tiles.n_stride);
+        tiles.ahead.clear();
+        fetch_rows<T>(tiles.ahead, m, args.dk, token, args.dk_stride, chain.head, shape.key_dim);
+        fetch_rows<T>(tiles.ahead, m, args.dv, token, args.dv_stride, chain.head, shape.value_dim);
+        if (done > 0) {
+            fetch_rows<T>(tiles.ahead, kTile, args.q, token - kTile, args.q_stride, chain.head,
+                          shape.key_dim);
+            fetch_rows<T>(tiles.ahead, kTile, args.k, token - kTile, args.k_stride, chain.head,
+                          shape.key_dim);
+            fetch_rows<T>(tiles.ahead, kTile, args.v, token - kTile, args.v_stride, chain.head,
+                          shape.value_dim);
+            fetch_rows<T>(tiles.ahead, kTile, args.d_o, token - kTile, d_o_stride, chain.head,
+                          shape.value_dim);
+        }
         tiles.descend(m, powers, old, args.d_initial_state || done > 0);
         old = true;
         store_key_gradient(shape.qk_activation, m, shape.key_dim, angles, k, args.k_stride, tiles.dk,

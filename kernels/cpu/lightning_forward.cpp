@@ -87,6 +87,7 @@ void forward_chain(const LightningForward& args, const Chain& chain, Columns val
     Scratch& scratch = Scratch::fresh();
     Angles<R> angles(scratch, shape, chain.head, {0, shape.key_dim});
     AscendingTiles<R> tiles(scratch, angles.width(), values.count);
+    const int64_t o_stride = shape.heads * shape.value_dim;
     bool old = args.initial_state != nullptr;
     if (old) {
         const R* in = state_of(shape, chain, static_cast<const R*>(args.initial_state)) + values.begin;
@@ -105,12 +106,17 @@ void forward_chain(const LightningForward& args, const Chain& chain, Columns val
         load_rows(shape.v_activation, m, shape.value_dim, values,
                   rows_of<T>(args.v, token, args.v_stride, chain.head, shape.value_dim), args.v_stride,
                   tiles.values, tiles.n_stride);
+        tiles.ahead.clear();
+        fetch_rows<T>(tiles.ahead, m, args.o, token, o_stride, chain.head, shape.value_dim);
+        if (const int64_t next = std::min(kTile, chain.length - done - m); next > 0) {
+            fetch_rows<T>(tiles.ahead, next, args.q, token + m, args.q_stride, chain.head, shape.key_dim);
+            fetch_rows<T>(tiles.ahead, next, args.k, token + m, args.k_stride, chain.head, shape.key_dim);
+            fetch_rows<T>(tiles.ahead, next, args.v, token + m, args.v_stride, chain.head, shape.value_dim);
+        }
         tiles.ascend(m, powers, old, args.final_state || done + m < chain.length);
         old = true;
-        store_rows(
-            m, tiles.n, tiles.out, tiles.n_stride,
-            static_cast<T*>(args.o) + (token * shape.heads + chain.head) * shape.value_dim + values.begin,
-            shape.heads * shape.value_dim);
+        store_rows(m, tiles.n, tiles.out, tiles.n_stride,
+                   rows_of<T>(args.o, token, o_stride, chain.head, shape.value_dim) + values.begin, o_stride);
     }
     if (args.final_state) {
         R* out = state_of(shape, chain, static_cast<R*>(args.final_state)) + values.begin;

@@ -13,12 +13,13 @@ namespace levin::kernels::cpu::lightning {
 // diagonal with zero.
 template <class R>
 void lower_square(int64_t m, int64_t depth, const R* a, int64_t a_stride, const R* b, int64_t b_stride,
-                  R* square, int64_t stride, const typename Powers<R>::Head& powers,
+                  R* square, int64_t stride, const typename Powers<R>::Head& powers, Prefetch& ahead,
                   int64_t granule = kTriangle) {
     for (int64_t r = 0; r < m; r += kTriangle) {
         const int64_t rows = std::min(kTriangle, m - r), reach = std::min(m, (r / granule + 1) * granule);
         R* block = square + r * stride;
-        multiply(rows, reach, depth, a + r * a_stride, a_stride, b, b_stride, block, stride, R(0), false);
+        multiply(rows, reach, depth, a + r * a_stride, a_stride, b, b_stride, block, stride, R(0), false,
+                 &ahead);
         for (int64_t i = 0; i < rows; ++i) {
             const R* mask = powers.descending_from(r + i);
             for (int64_t c = 0; c < reach; ++c) block[i * stride + c] *= mask[c];
@@ -32,6 +33,7 @@ void lower_square(int64_t m, int64_t depth, const R* a, int64_t a_stride, const 
 // transposed.
 template <class R>
 struct AscendingTiles {
+    Prefetch ahead;
     int64_t width, n;
     int64_t width_stride, n_stride, square_stride;
     R *left, *right, *turned, *values, *square, *out, *state;
@@ -53,20 +55,21 @@ struct AscendingTiles {
     // `old` false: the state is zero on entry (and not read); `more` false: it is not wanted any more.
     void ascend(int64_t m, const typename Powers<R>::Head& powers, bool old, bool more) {
         transpose(m, width, right, width_stride, turned, square_stride);
-        lower_square(m, width, left, width_stride, turned, square_stride, square, square_stride, powers);
+        lower_square(m, width, left, width_stride, turned, square_stride, square, square_stride, powers,
+                     ahead);
         if (old) {
             scale_rows(m, width, left, width_stride, powers.ascending_from(1));
-            multiply(m, n, width, left, width_stride, state, n_stride, out, n_stride, R(0), false);
+            multiply(m, n, width, left, width_stride, state, n_stride, out, n_stride, R(0), false, &ahead);
         }
         for (int64_t r = 0; r < m; r += kTriangle) {
             const int64_t rows = std::min(kTriangle, m - r);
             multiply(rows, n, r + rows, square + r * square_stride, square_stride, values, n_stride,
-                     out + r * n_stride, n_stride, R(1), old);
+                     out + r * n_stride, n_stride, R(1), old, &ahead);
         }
         if (more) {
             scale_columns(width, m, turned, square_stride, powers.descending_from(m - 1));
             multiply(width, n, m, turned, square_stride, values, n_stride, state, n_stride, powers.power(m),
-                     old);
+                     old, &ahead);
         }
     }
 };
@@ -80,6 +83,7 @@ template <class R>
 struct DescendingTiles {
     static constexpr int64_t kColumnBlock =
         2 * kTriangle;  // one vector of columns would run at half the rate
+    Prefetch ahead;
     int64_t width, n;
     int64_t width_stride, n_stride, square_stride;
     R *q, *k, *v, *d_o, *k_turned, *d_o_turned, *p, *dp_turned, *dk, *dv_turned, *state;
@@ -106,13 +110,13 @@ struct DescendingTiles {
     void descend(int64_t m, const typename Powers<R>::Head& powers, bool old, bool more) {
         transpose(m, width, k, width_stride, k_turned, square_stride);
         transpose(m, n, d_o, n_stride, d_o_turned, square_stride);
-        lower_square(m, width, q, width_stride, k_turned, square_stride, p, square_stride, powers,
+        lower_square(m, width, q, width_stride, k_turned, square_stride, p, square_stride, powers, ahead,
                      kColumnBlock);
         for (int64_t s = 0; s < m; s += kTriangle) {  // rows s, columns t >= s
             const int64_t rows = std::min(kTriangle, m - s);
             R* block = dp_turned + s * square_stride + s;
             multiply(rows, m - s, n, v + s * n_stride, n_stride, d_o_turned + s, square_stride, block,
-                     square_stride, R(0), false);
+                     square_stride, R(0), false, &ahead);
             for (int64_t i = 0; i < rows; ++i) {
                 const R* mask = powers.ascending_from(-i);
                 for (int64_t c = 0; c < m - s; ++c) block[i * square_stride + c] *= mask[c];
@@ -121,23 +125,24 @@ struct DescendingTiles {
         const R* weights = powers.descending_from(m - 1);
         if (old) {
             scale_rows(m, n, v, n_stride, weights);
-            multiply(m, width, n, v, n_stride, state, width_stride, dk, width_stride, R(0), false);
+            multiply(m, width, n, v, n_stride, state, width_stride, dk, width_stride, R(0), false, &ahead);
             scale_columns(width, m, k_turned, square_stride, weights);
             multiply(n, m, width, state, width_stride, k_turned, square_stride, dv_turned, square_stride,
-                     R(0), false);
+                     R(0), false, &ahead);
         }
         for (int64_t s = 0; s < m; s += kTriangle)
             multiply(std::min(kTriangle, m - s), width, m - s, dp_turned + s * square_stride + s,
                      square_stride, q + s * width_stride, width_stride, dk + s * width_stride, width_stride,
-                     R(1), old);
+                     R(1), old, &ahead);
         for (int64_t s = 0; s < m; s += kColumnBlock)
             multiply(n, std::min(kColumnBlock, m - s), m - s, d_o_turned + s, square_stride,
-                     p + s * square_stride + s, square_stride, dv_turned + s, square_stride, R(1), old);
+                     p + s * square_stride + s, square_stride, dv_turned + s, square_stride, R(1), old,
+                     &ahead);
         transpose(n, m, dv_turned, square_stride, v, n_stride);
         if (more) {
             scale_rows(m, width, q, width_stride, powers.ascending_from(1));
             multiply(n, width, m, d_o_turned, square_stride, q, width_stride, state, width_stride,
-                     powers.power(m), old);
+                     powers.power(m), old, &ahead);
         }
     }
 };

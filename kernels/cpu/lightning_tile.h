@@ -92,6 +92,14 @@ T* rows_of(void* x, int64_t token, int64_t stride, int64_t head, int64_t dim) {
     return static_cast<T*>(x) + token * stride + head * dim;
 }
 
+// Asks for rows of a tensor, as rows_of, ahead of their use.
+template <class T>
+void fetch_rows(Prefetch& ahead, int64_t rows, const void* x, int64_t token, int64_t stride, int64_t head,
+                int64_t dim) {
+    constexpr int64_t size = sizeof(T);
+    ahead.add(rows_of<T>(x, token, stride, head, dim), rows, stride * size, dim * size);
+}
+
 // Cosines and sines of a tile's positions for the LRPE of `columns` of one head. Without theta: an empty
 // table.
 template <class R>

@@ -40,6 +40,41 @@ constexpr int64_t tile_stride(int64_t columns) {
     return padded / kLanes<R> % 2 == 0 ? padded + kLanes<R> : padded;
 }
 
+// Rows of memory that the next tile will read or write. Products fetch a few cache lines of them after each
+// block: the rows of a head lie on a page each, where the processor does not look ahead by itself, and all at
+// once they would wait for each other.
+class Prefetch {
+public:
+    void add(const void* first, int64_t rows, int64_t stride_bytes, int64_t row_bytes) {
+        if (parts_ < kParts)
+            part_[parts_++] = {static_cast<const char*>(first), rows, stride_bytes, row_bytes};
+    }
+    void clear() { parts_ = now_ = 0; }
+    void step() {
+        for (int64_t lines = 0; lines < kLinesPerStep && now_ < parts_;) {
+            Part& part = part_[now_];
+            if (part.rows-- == 0) {
+                ++now_;
+                continue;
+            }
+            for (int64_t byte = 0; byte < part.row_bytes; byte += kLine, ++lines)
+                __builtin_prefetch(part.row + byte);
+            part.row += part.stride_bytes;
+        }
+    }
+
+private:
+    static constexpr int kParts = 6;
+    static constexpr int64_t kLine = 64,
+                             kLinesPerStep = 12;  // about as many as can be on their way at a time
+    struct Part {
+        const char* row;
+        int64_t rows, stride_bytes, row_bytes;
+    };
+    Part part_[kParts];
+    int parts_ = 0, now_ = 0;
+};
+
 namespace detail {
 
 template <class R>
@@ -83,13 +118,15 @@ inline void multiply_block(int64_t depth, const R* a, int64_t a_stride, const R*
 
 template <class R, int vectors, int rows = vectors <= 2 ? 8 : 4>
 inline void multiply_rows(int64_t count, int64_t depth, const R* a, int64_t a_stride, const R* b,
-                          int64_t b_stride, R* c, int64_t c_stride, R scale, bool keep) {
-    for (; count >= rows; count -= rows, a += rows * a_stride, c += rows * c_stride)
+                          int64_t b_stride, R* c, int64_t c_stride, R scale, bool keep, Prefetch* ahead) {
+    for (; count >= rows; count -= rows, a += rows * a_stride, c += rows * c_stride) {
         multiply_block<R, rows, vectors>(depth, a, a_stride, b, b_stride, c, c_stride, scale, keep);
+        if (ahead) ahead->step();
+    }
     if constexpr (rows > 1)
         if (count > 0)
             multiply_rows<R, vectors, rows / 2>(count, depth, a, a_stride, b, b_stride, c, c_stride, scale,
-                                                keep);
+                                                keep, ahead);
 }
 
 }  // namespace detail
@@ -99,21 +136,25 @@ inline void multiply_rows(int64_t count, int64_t depth, const R* a, int64_t a_st
 // vectors of columns are read and written. C overlaps neither A nor B.
 template <class R>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const R* a, int64_t a_stride, const R* b,
-              int64_t b_stride, R* c, int64_t c_stride, R scale, bool keep) {
+              int64_t b_stride, R* c, int64_t c_stride, R scale, bool keep, Prefetch* ahead = nullptr) {
     for (int64_t left = round_up<R>(columns) / kLanes<R>; left > 0;) {
         const int64_t now = std::min(left, kBlockVectors);
         switch (now) {
             case 1:
-                detail::multiply_rows<R, 1>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep);
+                detail::multiply_rows<R, 1>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep,
+                                            ahead);
                 break;
             case 2:
-                detail::multiply_rows<R, 2>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep);
+                detail::multiply_rows<R, 2>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep,
+                                            ahead);
                 break;
             case 3:
-                detail::multiply_rows<R, 3>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep);
+                detail::multiply_rows<R, 3>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep,
+                                            ahead);
                 break;
             default:
-                detail::multiply_rows<R, 4>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep);
+                detail::multiply_rows<R, 4>(rows, depth, a, a_stride, b, b_stride, c, c_stride, scale, keep,
+                                            ahead);
         }
         left -= now;
         b += now * kLanes<R>;
