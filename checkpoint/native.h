@@ -57,8 +57,8 @@ struct SaveOptions {
     int64_t keep = 3;  // newest checkpoints kept after this one is complete; 0: all
     int rank = 0, ranks = 1;
     // Over all ranks: true on each when every rank passed true (an all-reduce). Needed when ranks > 1.
-    std::function<bool(bool ok)> all_agree;
-    CheckpointLog log;  // notes such as "removed stale ..."; may be empty
+    std::function<bool(bool ok)> all_agree = {};
+    CheckpointLog log = {};  // notes such as "removed stale ..."; may be empty
 };
 
 // "step_00000100"
