@@ -29,7 +29,7 @@ __device__ inline A activate(Activation activation, A x, A shift = A(0)) {
         case Activation::two_plus_elu:
             return A(2) + (x > A(0) ? x : expm1(x));
         case Activation::gelu:
-            return A(0.5) * x * (A(1) + erf(x * A(0.70710678118654752440)));
+            return A(0.5) * x * erfc(x * A(-0.70710678118654752440));  // no cancellation far below zero
         case Activation::sigmoid:
             return sigmoid_of(x);
         case Activation::exp:
@@ -59,7 +59,7 @@ __device__ inline A derivative(Activation activation, A x, A shift = A(0)) {
         case Activation::two_plus_elu:
             return x > A(0) ? A(1) : exp(x);
         case Activation::gelu:
-            return A(0.5) * (A(1) + erf(x * A(0.70710678118654752440))) +
+            return A(0.5) * erfc(x * A(-0.70710678118654752440)) +
                    x * A(0.39894228040143267794) * exp(A(-0.5) * x * x);
         case Activation::sigmoid: {
             const A s = sigmoid_of(x);

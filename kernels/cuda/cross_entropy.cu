@@ -1,7 +1,5 @@
 // Softmax cross-entropy, one block per row: one sweep for maximum and sum (online), one that writes the
 // gradient. The rows in flight fit the L2 cache, so memory sees one read and one write.
-#include <type_traits>
-
 #include "kernels/backends.h"
 #include "kernels/cuda/row.cuh"
 
@@ -10,6 +8,16 @@ namespace levin::kernels::cuda {
 namespace {
 
 constexpr int kThreads = 512;
+
+// exp that costs one instruction where the logits have eight bits anyway.
+template <class T>
+__device__ acc_t<T> exponential(acc_t<T> x) {
+    return exp(x);
+}
+template <>
+__device__ float exponential<Bf16>(float x) {
+    return __expf(x);
+}
 
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropy args) {
@@ -21,14 +29,14 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropy ar
     if (target < 0) {
         if (threadIdx.x == 0) loss[row] = A(0);
         if (args.gradient_scale == 0) return;
-        sweep<N>(args.stride, [&](int64_t c, auto n) {
+        sweep<N, kVector<T>>(args.stride, [&](int64_t c, auto n) {
             constexpr int kN = decltype(n)::value;
             store<kN>(logits + c, Pack<A, kN>{});
         });
         return;
     }
     A top = -INFINITY, sum = 0;
-    sweep<N>(vocab, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(vocab, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto z = load<kN>(logits + c);
         A most = z[0];
@@ -40,7 +48,7 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropy ar
         }
         if (top > -INFINITY)
 #pragma unroll
-            for (int i = 0; i < kN; ++i) sum += exp(z[i] - top);
+            for (int i = 0; i < kN; ++i) sum += exponential<T>(z[i] - top);
         else
 #pragma unroll
             for (int i = 0; i < kN; ++i) sum += z[i] != z[i] ? z[i] : A(0);  // NaN is not hidden
@@ -54,14 +62,14 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropy ar
     if (threadIdx.x == 0) loss[row] = lse - at_target + z_loss * lse * lse;
     if (args.gradient_scale == 0) return;
     const A pull = A(1) + A(2) * z_loss * lse, scale = A(args.gradient_scale);
-    sweep<N>(args.stride, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(args.stride, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         auto z = load<kN>(logits + c);
 #pragma unroll
         for (int i = 0; i < kN; ++i) {
             // At the target p - 1 cancels where the model is sure; expm1 does not.
             const A shifted = z[i] - lse;
-            A gradient = pull * exp(shifted);
+            A gradient = pull * exponential<T>(shifted);
             if (c + i == target) gradient = expm1(shifted) + (pull - A(1)) * exp(shifted);
             z[i] = c + i < vocab ? scale * gradient : A(0);
         }

@@ -42,27 +42,31 @@ __global__ void scatter_kernel(int64_t tokens, int64_t width, const int32_t* sor
     const int32_t id = sorted_ids[first];
     if (id == padding_id || (first > 0 && sorted_ids[first - 1] == id)) return;
     const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
-    if (c >= width) return;
     Pack<A, N> sum{};
-    constexpr int kAhead = 4;  // independent rows in flight
+    constexpr int kAhead = 8;  // independent rows in flight
+    int64_t end = first + 1;
+    for (bool more = true; more;) {  // the run's end, by leaps of the block
+        const int64_t at = end + threadIdx.x;
+        const int same = __syncthreads_count(at < tokens && sorted_ids[at] == id);
+        end += same;
+        more = same == static_cast<int>(blockDim.x);
+    }
+    if (c >= width) return;
     int64_t i = first;
-    for (bool more = true; more;) {
-        Pack<A, N> value[kAhead];
-        int got = 0;
-#pragma unroll
-        for (int k = 0; k < kAhead; ++k) {
-            const bool here = got == k && i + k < tokens && sorted_ids[i + k] == id;
-            if (!here) continue;
-            got = k + 1;
-            value[k] = load<N>(dy + sorted_tokens[i + k] * width + c);
-        }
+    for (; i + kAhead <= end; i += kAhead) {
+        Raw<T, N> rows[kAhead];
 #pragma unroll
         for (int k = 0; k < kAhead; ++k)
-            if (k < got)
+            rows[k] = *reinterpret_cast<const Raw<T, N>*>(dy + sorted_tokens[i + k] * width + c);
 #pragma unroll
-                for (int j = 0; j < N; ++j) sum[j] += value[k][j];
-        i += got;
-        more = got == kAhead;
+        for (int k = 0; k < kAhead; ++k)
+#pragma unroll
+            for (int j = 0; j < N; ++j) sum[j] += to_acc(rows[k].v[j]);
+    }
+    for (; i < end; ++i) {
+        const auto row = load<N>(dy + sorted_tokens[i] * width + c);
+#pragma unroll
+        for (int j = 0; j < N; ++j) sum[j] += row[j];
     }
     A* out = dtable + id * width + c;
 #pragma unroll

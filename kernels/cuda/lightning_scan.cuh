@@ -21,6 +21,7 @@ namespace levin::kernels::cuda {
 
 constexpr int kScanThreads = 256;
 constexpr int kScanColumns = 32;  // columns of Z, Out and S that a block owns
+constexpr int kMaxInner = 256;
 template <class A>
 constexpr int kScanTile = sizeof(A) == 8 ? 16 : 32;  // tokens of a tile
 
@@ -163,6 +164,24 @@ __device__ inline void store_tile(const ScanArgs<T>& args, int64_t head, const S
     }
 }
 
+// state = decay * state + product, as the unevaluated sum of two numbers: a state may be a sum over a million
+// tokens, each tile of which rounds the decay and the sum the same way.
+template <class A>
+struct TwoNumbers {
+    A high, low;
+};
+__device__ inline void advance(float& high, float& low, TwoNumbers<float> decay, float product) {
+    const float scaled = __fmul_rn(decay.high, high), scaled_rest = __fmaf_rn(decay.high, high, -scaled);
+    const float sum = __fadd_rn(scaled, product), part = __fsub_rn(sum, scaled);
+    const float sum_rest = __fadd_rn(__fsub_rn(scaled, __fsub_rn(sum, part)), __fsub_rn(product, part));
+    low = __fmaf_rn(decay.high, low, __fmaf_rn(decay.low, high, scaled_rest + sum_rest));
+    high = __fadd_rn(sum, low);
+    low = __fsub_rn(low, __fsub_rn(high, sum));
+}
+__device__ inline void advance(double& high, double&, TwoNumbers<double> decay, double product) {
+    high = decay.high * high + product;
+}
+
 template <class T>
 __global__ void __launch_bounds__(kScanThreads)
     lightning_scan_kernel(const __grid_constant__ ScanArgs<T> args) {
@@ -201,8 +220,11 @@ __global__ void __launch_bounds__(kScanThreads)
         const int64_t index = args.initial ? state_index(i / kB, i % kB) : -1;
         shared.state[i / kB * kColumnStride + i % kB] = index >= 0 ? args.initial[index] : A(0);
     }
-    const A slope = static_cast<A>(args.slopes[head]);
-    if (tid <= kC) shared.powers[tid] = exp(-slope * A(tid));
+    const double slope = args.slopes[head];
+    if (tid <= kC) shared.powers[tid] = static_cast<A>(exp(-slope * tid));
+    constexpr int kBlocks =
+        kMaxInner / 4 * (kB / 4) / kScanThreads;  // blocks of the state that a thread owns
+    A rest[kBlocks][4][4] = {};                   // low parts of the state
     const int out_shift = args.reverse ? 0 : 1;
     double dtheta = 0;
 
@@ -271,9 +293,12 @@ __global__ void __launch_bounds__(kScanThreads)
 
         // S = lambda^m S + (E Y)^T Z: 4 x 4 elements a thread, the product formed from zero, then one
         // addition.
-        const A decay = shared.powers[m];
-        for (int i = tid; i < inner / 4 * (kB / 4); i += kScanThreads) {
-            const int a = i / (kB / 4) * 4, b = i % (kB / 4) * 4;
+        const double exact = exp(-slope * m);
+        const TwoNumbers<A> decay{static_cast<A>(exact), static_cast<A>(exact - static_cast<A>(exact))};
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block) {
+            const int i = tid + block * kScanThreads, a = i / (kB / 4) * 4, b = i % (kB / 4) * 4;
+            if (a >= inner) continue;
             A product[4][4] = {};
             for (int c = 0; c < m; ++c) {
                 const auto y = *reinterpret_cast<const Raw<A, 4>*>(shared.y + c * inner_stride + a);
@@ -287,10 +312,9 @@ __global__ void __launch_bounds__(kScanThreads)
 #pragma unroll
             for (int k = 0; k < 4; ++k)
 #pragma unroll
-                for (int l = 0; l < 4; ++l) {
-                    A& s = shared.state[(a + k) * kColumnStride + b + l];
-                    s = decay * s + product[k][l];
-                }
+                for (int l = 0; l < 4; ++l)
+                    advance(shared.state[(a + k) * kColumnStride + b + l], rest[block][k][l], decay,
+                            product[k][l]);
         }
         __syncthreads();
         store_tile(args, head, rows, slice, theta, shared.out, kColumnStride, &dtheta);

@@ -1,6 +1,4 @@
 // RMSNorm and LayerNorm with weights. Weight gradients in two stages, see column_reduce.cuh.
-#include <type_traits>
-
 #include "kernels/backends.h"
 #include "kernels/cuda/column_reduce.cuh"
 #include "kernels/cuda/row.cuh"
@@ -20,7 +18,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_forward_kernel(NormForwar
     A mean = 0;
     if (args.kind == WeightedNorm::layer) {
         A sum = 0;
-        sweep<N>(width, [&](int64_t c, auto n) {
+        sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
             constexpr int kN = decltype(n)::value;
             const auto value = load<kN>(x + c);
 #pragma unroll
@@ -29,7 +27,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_forward_kernel(NormForwar
         mean = block_sum(sum) / A(width);
     }
     A squares = 0;  // around the mean: a large mean costs no digits
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(x + c);
 #pragma unroll
@@ -40,7 +38,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_forward_kernel(NormForwar
         static_cast<A*>(args.rstd)[row] = r;
         if (args.mean) static_cast<A*>(args.mean)[row] = mean;
     }
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         auto value = load<kN>(x + c);
         const auto scale = load<kN>(weight + c);
@@ -67,7 +65,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_backward_kernel(NormBackw
     const A r = static_cast<const A*>(args.rstd)[row],
             mean = layer ? static_cast<const A*>(args.mean)[row] : A(0);
     A dot = 0, sum = 0;
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(x + c);
         const auto gradient = load<kN>(dy + c);
@@ -81,7 +79,7 @@ __global__ void __launch_bounds__(kMaxRowThreads) norm_backward_kernel(NormBackw
     });
     const A mean_dot = block_sum(dot) / A(width);
     const A mean_sum = layer ? block_sum(sum) / A(width) : A(0);
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(x + c);
         auto gradient = load<kN>(dy + c);
@@ -116,8 +114,7 @@ void norm_forward(const Stream& stream, const NormForward& args) {
         const bool vector =
             vectorizable<T>({{args.x, args.width}, {args.weight, 0}, {args.bias, 0}, {args.y, args.width}});
         auto* kernel = vector ? norm_forward_kernel<T, kVector<T>> : norm_forward_kernel<T, 1>;
-        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
-            args);
+        kernel<<<static_cast<unsigned>(args.rows), row_threads<T>(args.width), 0, s>>>(args);
         LEVIN_CUDA_LAUNCHED();
     });
 }
@@ -138,8 +135,7 @@ void norm_backward(const Stream& stream, const NormBackward& args) {
         const bool vector = vectorizable<T>(
             {{args.x, args.width}, {args.weight, 0}, {args.dy, args.width}, {args.dx, args.width}});
         auto* kernel = vector ? norm_backward_kernel<T, kVector<T>> : norm_backward_kernel<T, 1>;
-        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
-            args);
+        kernel<<<static_cast<unsigned>(args.rows), row_threads<T>(args.width), 0, s>>>(args);
         LEVIN_CUDA_LAUNCHED();
     });
 }

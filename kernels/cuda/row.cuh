@@ -1,6 +1,8 @@
 // Kernels with one block per row: block-wide sums in a fixed order, and the launch shape.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/element.cuh"
 
 namespace levin::kernels::cuda {
@@ -45,21 +47,23 @@ __device__ inline A block_max(A value) {
     return warp_max(threadIdx.x % 32 < warps ? partial[threadIdx.x % 32] : A(-INFINITY));
 }
 
-inline int row_threads(int64_t width, int vector) {
-    const int64_t wanted = ceil_div(ceil_div(width, vector), 32) * 32;
+template <class T>
+int row_threads(int64_t width) {
+    const int64_t wanted = ceil_div(ceil_div(width, kVector<T>), 32) * 32;
     return static_cast<int>(wanted < kMaxRowThreads ? wanted : kMaxRowThreads);
 }
 
-// Calls body.template apply<N>(column) over a row of `width`, N elements at a time, then one by one: this
-// thread's share. Each call sees the same thread at the same columns, so what a thread wrote in one sweep it
-// may read in the next.
-template <int N, class Body>
+// Calls body(column, N or 1) over this thread's share of a row: groups of G neighbours, read at once where N
+// is G and one by one where it is 1. The share and its order do not depend on N, so sums have the same bits
+// for any alignment; and what a thread wrote in one sweep it may read in the next.
+template <int N, int G, class Body>
 __device__ inline void sweep(int64_t width, Body&& body) {
-    for (int64_t c = int64_t{threadIdx.x} * N; c < width; c += int64_t{blockDim.x} * N) {
-        if (c + N <= width)
-            body(c, std::integral_constant<int, N>{});
+    for (int64_t c = int64_t{threadIdx.x} * G; c < width; c += int64_t{blockDim.x} * G) {
+        if (N == G && c + G <= width)
+            body(c, std::integral_constant<int, G>{});
         else
-            for (int64_t tail = c; tail < width; ++tail) body(tail, std::integral_constant<int, 1>{});
+            for (int64_t one = c; one < c + G && one < width; ++one)
+                body(one, std::integral_constant<int, 1>{});
     }
 }
 

@@ -374,6 +374,9 @@ __global__ void __launch_bounds__(kThreads)
 void check(const SoftmaxAttentionShape& shape) {
     if (shape.head_dim < 1 || shape.head_dim > 256)
         fail_arguments("softmax attention", "head_dim must be 1..256", shape.head_dim);
+    if (shape.query_length > shape.key_length)
+        fail_arguments("softmax attention", "more queries than keys: the first would see none",
+                       shape.query_length);
     if (shape.kv_heads < 1 || shape.heads % shape.kv_heads != 0)
         fail_arguments("softmax attention", "heads must be a multiple of kv_heads", shape.kv_heads);
     if (shape.cu_seqlens && (shape.batch != 1 || shape.query_length != shape.key_length))

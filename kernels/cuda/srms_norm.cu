@@ -1,7 +1,5 @@
 // SimpleRMSNorm, with the residual sum before it or the gate after it. One block per row, each row read
 // twice: the second time from the cache.
-#include <type_traits>
-
 #include "kernels/backends.h"
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/row.cuh"
@@ -18,7 +16,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     const int64_t row = blockIdx.x;
     const T* from = x + row * x_stride;
     A squares = 0;
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         auto value = load<kN>(from + c);
         if (branch) {
@@ -34,7 +32,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     if (threadIdx.x == 0) rstd[row] = r;
     if (!y) return;
     const T* again = branch ? h + row * width : from;
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         auto value = load<kN>(again + c);
 #pragma unroll
@@ -52,7 +50,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     const A r = rstd[row];
     const T* from = x + row * x_stride;
     A dot = 0;
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(from + c);
         const auto gradient = load<kN>(dy + row * width + c);
@@ -60,7 +58,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
         for (int i = 0; i < kN; ++i) dot += value[i] * r * gradient[i];
     });
     const A mean = block_sum(dot) / A(width);
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(from + c);
         auto gradient = load<kN>(dy + row * width + c);
@@ -82,7 +80,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     using A = acc_t<T>;
     const int64_t row = blockIdx.x;
     A squares = 0;
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(o + row * width + c);
 #pragma unroll
@@ -90,7 +88,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     });
     const A r = A(1) / sqrt(block_sum(squares) / A(width) + A(eps));
     if (threadIdx.x == 0) rstd[row] = r;
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         auto value = load<kN>(o + row * width + c);
         const auto open = load<kN>(u + row * u_stride + c);
@@ -108,7 +106,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
     const int64_t row = blockIdx.x;
     const A r = rstd[row];
     A dot = 0;
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(o + row * width + c);
         const auto open = load<kN>(u + row * u_stride + c);
@@ -117,7 +115,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
         for (int i = 0; i < kN; ++i) dot += value[i] * r * (gradient[i] * activate(gate, open[i]));
     });
     const A mean = block_sum(dot) / A(width);
-    sweep<N>(width, [&](int64_t c, auto n) {
+    sweep<N, kVector<T>>(width, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(o + row * width + c);
         const auto open = load<kN>(u + row * u_stride + c);
@@ -146,7 +144,7 @@ void srms_norm_forward(const Stream& stream, const SrmsNormForward& args) {
         const bool vector = vectorizable<T>(
             {{args.x, args.x_stride}, {args.branch, args.width}, {args.h, args.width}, {args.y, args.width}});
         auto* kernel = vector ? forward_kernel<T, kVector<T>> : forward_kernel<T, 1>;
-        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+        kernel<<<static_cast<unsigned>(args.rows), row_threads<T>(args.width), 0, s>>>(
             args.width, args.eps, static_cast<const T*>(args.x), args.x_stride,
             static_cast<const T*>(args.branch), static_cast<T*>(args.h), static_cast<T*>(args.y),
             static_cast<acc_t<T>*>(args.rstd));
@@ -164,7 +162,7 @@ void srms_norm_backward(const Stream& stream, const SrmsNormBackward& args) {
                                              {args.residual_grad, args.width},
                                              {args.dx, args.dx_stride}});
         auto* kernel = vector ? backward_kernel<T, kVector<T>> : backward_kernel<T, 1>;
-        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+        kernel<<<static_cast<unsigned>(args.rows), row_threads<T>(args.width), 0, s>>>(
             args.width, static_cast<const T*>(args.x), args.x_stride, static_cast<const acc_t<T>*>(args.rstd),
             static_cast<const T*>(args.dy), static_cast<const T*>(args.residual_grad),
             static_cast<T*>(args.dx), args.dx_stride);
@@ -180,7 +178,7 @@ void gated_srms_norm_forward(const Stream& stream, const GatedSrmsNormForward& a
         const bool vector =
             vectorizable<T>({{args.o, args.width}, {args.u, args.u_stride}, {args.y, args.width}});
         auto* kernel = vector ? gated_forward_kernel<T, kVector<T>> : gated_forward_kernel<T, 1>;
-        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+        kernel<<<static_cast<unsigned>(args.rows), row_threads<T>(args.width), 0, s>>>(
             args.width, args.eps, args.gate, static_cast<const T*>(args.o), static_cast<const T*>(args.u),
             args.u_stride, static_cast<T*>(args.y), static_cast<acc_t<T>*>(args.rstd));
         LEVIN_CUDA_LAUNCHED();
@@ -199,7 +197,7 @@ void gated_srms_norm_backward(const Stream& stream, const GatedSrmsNormBackward&
                                              {args.du, args.du_stride},
                                              {args.y, args.width}});
         auto* kernel = vector ? gated_backward_kernel<T, kVector<T>> : gated_backward_kernel<T, 1>;
-        kernel<<<static_cast<unsigned>(args.rows), row_threads(args.width, vector ? kVector<T> : 1), 0, s>>>(
+        kernel<<<static_cast<unsigned>(args.rows), row_threads<T>(args.width), 0, s>>>(
             args.width, args.gate, static_cast<const T*>(args.o), static_cast<const T*>(args.u),
             args.u_stride, static_cast<const acc_t<T>*>(args.rstd), static_cast<const T*>(args.dy),
             static_cast<T*>(args.d_o), static_cast<T*>(args.du), args.du_stride, static_cast<T*>(args.y));
