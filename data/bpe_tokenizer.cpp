@@ -92,8 +92,8 @@ public:
         const auto name = [&](int32_t id) {
             return id >= 0 ? names_[static_cast<size_t>(id)] : std::string();
         };
-        write_text_file(folder + "/tokenizer.json", text_);
-        write_text_file(folder + "/tokenizer_config.json",
+        write_whole_file(folder + "/tokenizer.json", text_);
+        write_whole_file(folder + "/tokenizer_config.json",
                         tokenizer_config_json({"PreTrainedTokenizerFast", name(bos_id_), name(eos_id_),
                                                name(pad_id_), "", chat_template_}));
         return {"tokenizer.json", "tokenizer_config.json"};

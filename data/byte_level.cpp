@@ -68,7 +68,7 @@ std::string tokenizer_config_json(const TokenizerConfigNames& names) {
     return json.dump(2) + "\n";
 }
 
-void write_text_file(const std::string& path, std::string_view text) {
+void write_whole_file(const std::string& path, std::string_view text) {
     AtomicFile file(path);
     file.write(text);
     file.commit();

@@ -23,6 +23,6 @@ struct TokenizerConfigNames {
 };
 std::string tokenizer_config_json(const TokenizerConfigNames& names);
 // Writes one file of an export.
-void write_text_file(const std::string& path, std::string_view text);
+void write_whole_file(const std::string& path, std::string_view text);
 
 }  // namespace levin

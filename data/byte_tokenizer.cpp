@@ -73,8 +73,8 @@ public:
                          {"byte_fallback", false},
                          {"vocab", vocab},
                          {"merges", nlohmann::ordered_json::array()}};
-        write_text_file(folder + "/tokenizer.json", json.dump(1) + "\n");
-        write_text_file(folder + "/tokenizer_config.json",
+        write_whole_file(folder + "/tokenizer.json", json.dump(1) + "\n");
+        write_whole_file(folder + "/tokenizer_config.json",
                         tokenizer_config_json({"PreTrainedTokenizerFast", "", end, "", "", ""}));
         return {"tokenizer.json", "tokenizer_config.json"};
     }

@@ -92,9 +92,9 @@ public:
     }
 
     std::vector<std::string> save_to(const std::string& folder) const override {
-        write_text_file(folder + "/tokenizer.model", content_);
+        write_whole_file(folder + "/tokenizer.model", content_);
         const auto name = [&](int id) { return id >= 0 ? processor_.IdToPiece(id) : std::string(); };
-        write_text_file(folder + "/tokenizer_config.json",
+        write_whole_file(folder + "/tokenizer_config.json",
                         tokenizer_config_json({"LlamaTokenizer", name(bos_id_), name(eos_id_), name(pad_id_),
                                                name(processor_.unk_id()), ""}));
         return {"tokenizer.model", "tokenizer_config.json"};
