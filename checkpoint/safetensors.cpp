@@ -69,7 +69,8 @@ Tensor read_half(const InputFile& file, uint64_t offset, const Shape& shape) {
 
 std::vector<std::string> shards_of_index(const std::string& path) {
     std::set<std::string> shards;
-    for (const auto& [name, file] : weight_map(path).items()) {
+    const auto map = weight_map(path);
+    for (const auto& [name, file] : map.items()) {
         LEVIN_REQUIRE(file.is_string(), path, "weight_map of '{}' is not a file name", name);
         shards.insert(file.get<std::string>());
     }
@@ -124,7 +125,8 @@ void SafetensorsReader::add_file(const std::string& path) {
 void SafetensorsReader::open_index(const std::string& path) {
     const fs::path folder = fs::path(path).parent_path();
     for (const auto& shard : shards_of_index(path)) add_file((folder / shard).string());
-    for (const auto& [name, file] : weight_map(path).items()) {
+    const auto map = weight_map(path);
+    for (const auto& [name, file] : map.items()) {
         const auto found = places_.find(name);
         LEVIN_REQUIRE(
             found != places_.end() &&

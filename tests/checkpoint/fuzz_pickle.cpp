@@ -13,5 +13,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
 }
 
+extern const char* const fuzz_seeds[];
+extern const char* const fuzz_extension;
 const char* const fuzz_seeds[] = {nullptr};
 const char* const fuzz_extension = ".pkl";

@@ -23,6 +23,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     return 0;
 }
 
+extern const char* const fuzz_seeds[];
+extern const char* const fuzz_extension;
 const char* const fuzz_seeds[] = {
     R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}})",
     R"({"t":{"dtype":"I64","shape":[],"data_offsets":[0,8]}})", R"({})", nullptr};

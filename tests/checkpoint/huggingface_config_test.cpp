@@ -123,15 +123,39 @@ TEST(HuggingFaceConfig, EveryOptionComesBack) {
     }
 }
 
-TEST(HuggingFaceConfig, DifferentModelsAreDifferent) {
-    const auto list = ablations();
-    int same = 0;
-    for (size_t i = 0; i < list.size(); ++i)
-        for (size_t j = 0; j < i; ++j) same += same_model(list[i], list[j]);
-    // Defaults written out (silu, swish, alibi, simplermsnorm + multiply, first), two names of leaky ReLU,
-    // TNL's no LRPE = position none: pairs among each of these groups.
-    const int defaults = 6, pairs = defaults * (defaults - 1) / 2;
-    EXPECT_EQ(same, pairs + 1 + 1 + 0);
+TEST(HuggingFaceConfig, SameModelSeesMeaningNotSpelling) {
+    ModelConfig base;
+    base.hidden_size = 48;
+    base.num_heads = 6;
+    using Change = void (*)(ModelConfig&);
+    for (const Change change :
+         {+[](ModelConfig& c) { c.glu_dim = 256; }, +[](ModelConfig& c) { c.norm_eps = 1e-6; },
+          +[](ModelConfig& c) { c.lrpe_layers = LrpeLayers::listed, c.lrpe_list = {0}; },
+          +[](ModelConfig& c) {
+              c.num_kv_heads = 2, c.rope_base = 5;
+          },  // of softmax layers, of which it has none
+          +[](ModelConfig& c) { c.gate_dim = 3; }}) {
+        ModelConfig changed = base;
+        change(changed);
+        EXPECT_TRUE(same_model(base, changed)) << model_config_to_json(changed);
+    }
+    for (const Change change :
+         {+[](ModelConfig& c) { c.vocab_size = 257; }, +[](ModelConfig& c) { c.num_heads = 8; },
+          +[](ModelConfig& c) { c.glu_dim = -1; }, +[](ModelConfig& c) { c.gate = Gate::sigmoid; },
+          +[](ModelConfig& c) { c.gate = Gate::none; }, +[](ModelConfig& c) { c.family = Family::tnl3; },
+          +[](ModelConfig& c) { c.decay = Decay::paper; },
+          +[](ModelConfig& c) { c.position = Position::none; },
+          +[](ModelConfig& c) { c.lrpe_layers = LrpeLayers::all; },
+          +[](ModelConfig& c) { c.norm_eps = 1e-5; }, +[](ModelConfig& c) { c.norm = Norm::rmsnorm; },
+          +[](ModelConfig& c) { c.bias = true; }, +[](ModelConfig& c) { c.qk_activation = Activation::relu; },
+          +[](ModelConfig& c) { c.glu_activation = Activation::silu; },
+          +[](ModelConfig& c) { c.tie_embeddings = false; },
+          +[](ModelConfig& c) { c.scale_embedding = false; }, +[](ModelConfig& c) { c.pad_token_id = 5; },
+          +[](ModelConfig& c) { c.mixer = {Mixer::softmax}; }}) {
+        ModelConfig changed = base;
+        change(changed);
+        EXPECT_FALSE(same_model(base, changed)) << model_config_to_json(changed);
+    }
 }
 
 TEST(HuggingFaceConfig, WhatLevinDoesNotKnowIsRefusedByName) {

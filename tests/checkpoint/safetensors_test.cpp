@@ -18,7 +18,8 @@ protected:
         writer.write("a", sample({3}, DType::f64, 1));
         writer.write("b", sample({2, 5}, DType::f32, 2));
         writer.write("c", sample({4, 1, 3}, DType::bf16, 3));
-        EXPECT_EQ(writer.finish(), digest_of_file(file));
+        const FileDigest digest = writer.finish();
+        EXPECT_EQ(digest, digest_of_file(file));
         return file;
     }
     std::string with_header(const std::string& header, size_t data_bytes) {
