@@ -1,7 +1,10 @@
-// Lightning attention: every type and option through the tiled scan.
+// Lightning attention: picks the kernel (lightning_plan.h). Every type and option can go through the tiled
+// scan.
 #include "kernels/backends.h"
 #include "kernels/cuda/column_reduce.cuh"
+#include "kernels/cuda/lightning_plan.h"
 #include "kernels/cuda/lightning_scan.cuh"
+#include "kernels/cuda/sm80_bf16_lightning_scan.h"
 
 namespace levin::kernels::cuda {
 
@@ -128,12 +131,23 @@ void backward(const Stream& stream, const LightningBackward& args) {
 
 void lightning_forward(const Stream& stream, const LightningForward& args) {
     check(args.shape);
+    const LightningOperandFacts facts{vectorizable<Bf16>(
+        {{args.q, args.q_stride}, {args.k, args.k_stride}, {args.v, args.v_stride}, {args.o, 0}})};
+    if (mma_scan_fits(args.shape, facts)) return mma_lightning_forward(stream, args);
     by_type(args.shape.dtype, "lightning_forward",
             [&](auto tag) { forward<typename decltype(tag)::type>(stream, args); });
 }
 
 void lightning_backward(const Stream& stream, const LightningBackward& args) {
     check(args.shape);
+    const LightningOperandFacts facts{vectorizable<Bf16>({{args.q, args.q_stride},
+                                                          {args.k, args.k_stride},
+                                                          {args.v, args.v_stride},
+                                                          {args.d_o, 0},
+                                                          {args.dq, args.dq_stride},
+                                                          {args.dk, args.dk_stride},
+                                                          {args.dv, args.dv_stride}})};
+    if (mma_scan_fits(args.shape, facts)) return mma_lightning_backward(stream, args);
     by_type(args.shape.dtype, "lightning_backward",
             [&](auto tag) { backward<typename decltype(tag)::type>(stream, args); });
 }

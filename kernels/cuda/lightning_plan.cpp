@@ -1,0 +1,41 @@
+#include "kernels/cuda/lightning_plan.h"
+
+#include <algorithm>
+
+namespace levin::kernels::cuda {
+
+namespace {
+
+constexpr int64_t kTile = 64,
+                  kShortestSegment = 512;  // below this the start of a block costs more than it brings
+
+bool plain_or_silu(Activation activation) {
+    return activation == Activation::none || activation == Activation::silu;
+}
+
+}  // namespace
+
+bool mma_scan_fits(const LightningShape& shape, const LightningOperandFacts& facts) {
+    const auto width_fits = [](int64_t width) { return width >= 32 && width <= 128 && width % 8 == 0; };
+    return shape.dtype == DType::bf16 && !shape.theta && facts.aligned && width_fits(shape.key_dim) &&
+           width_fits(shape.value_dim) && plain_or_silu(shape.qk_activation) &&
+           plain_or_silu(shape.v_activation);
+}
+
+SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident) {
+    SegmentPlan best{1, std::max(length, kTile)};
+    // Cost in tokens walked one after another by the busiest place; more than one segment walks k and v
+    // twice, the first time without the outputs.
+    const auto cost = [&](const SegmentPlan& plan) {
+        const int64_t waves = (chains * plan.segments + resident - 1) / resident;
+        return static_cast<double>(waves * plan.segment_length) * (plan.segments > 1 ? 1.5 : 1.0);
+    };
+    for (int64_t segments = 2; segments <= 64 && length / segments >= kShortestSegment; segments *= 2) {
+        const int64_t segment_length = ((length + segments - 1) / segments + kTile - 1) / kTile * kTile;
+        const SegmentPlan plan{(length + segment_length - 1) / segment_length, segment_length};
+        if (cost(plan) < 0.95 * cost(best)) best = plan;
+    }
+    return best;
+}
+
+}  // namespace levin::kernels::cuda

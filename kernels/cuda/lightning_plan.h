@@ -1,0 +1,25 @@
+// Which lightning attention kernel runs, and how its work is cut: host code, tested without a GPU.
+#pragma once
+
+#include "kernels/lightning_attention.h"
+
+namespace levin::kernels::cuda {
+
+// What the tensor-core variant needs to know of the operands besides their shape.
+struct LightningOperandFacts {
+    bool aligned;  // every pointer and token stride allows 16-byte reads
+};
+
+// The tensor-core scan takes bf16 heads of up to 128 columns, a multiple of 8, no activation or silu, no
+// LRPE.
+bool mma_scan_fits(const LightningShape& shape, const LightningOperandFacts& facts);
+
+// How a sequence is cut so that few long sequences still fill the chip: `segments` pieces of `segment_length`
+// tokens (the last one shorter), each scanned by its own block once the states between them are known.
+struct SegmentPlan {
+    int64_t segments, segment_length;
+};
+// `chains`: sequences x heads x column slices x scans in one launch; `resident`: blocks that run at once.
+SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident);
+
+}  // namespace levin::kernels::cuda

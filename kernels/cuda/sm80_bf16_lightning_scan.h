@@ -1,0 +1,14 @@
+// Lightning attention on tensor cores: the scans of lightning_scan.cuh for bf16, 64 tokens a tile, through
+// mma.sync (sm_80 and later).
+#pragma once
+
+#include "kernels/base/stream.h"
+#include "kernels/lightning_attention.h"
+
+namespace levin::kernels::cuda {
+
+// Both require mma_scan_fits (lightning_plan.h).
+void mma_lightning_forward(const Stream& stream, const LightningForward& args);
+void mma_lightning_backward(const Stream& stream, const LightningBackward& args);
+
+}  // namespace levin::kernels::cuda
