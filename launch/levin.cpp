@@ -1,6 +1,7 @@
 // The program: subcommands in launch/commands/, one exit status per kind of fault (kernels/base/error.h).
 #include <fmt/core.h>
 
+#include <csignal>
 #include <cstdio>
 
 #include "launch/commands/commands.h"
@@ -35,7 +36,13 @@ int run(int argc, char** argv) {
     } catch (const CLI::Success& request) {  // --help, --version
         return app.exit(request);
     } catch (const CLI::ParseError& error) {
-        fmt::print(stderr, "levin: {}\nRun with --help to see what there is.\n", error.what());
+        std::string commands;
+        for (const CLI::App* command : app.get_subcommands({})) commands += " " + command->get_name();
+        const bool unknown = argc > 1 && argv[1][0] != '-' && !app.get_subcommand_no_throw(argv[1]);
+        if (unknown)
+            fmt::print(stderr, "levin: there is no command '{}'. There are:{}\n", argv[1], commands);
+        else
+            fmt::print(stderr, "levin: {}\nRun with --help to see what there is.\n", error.what());
         return static_cast<int>(levin::Fault::input);
     }
     return 0;
@@ -44,5 +51,8 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    std::signal(
+        SIGXFSZ,
+        SIG_IGN);  // a file over its size limit is an error like a full disk, not the end of the process
     return levin::run_ranks([&](levin::World&) { return run(argc, argv); });
 }

@@ -1,0 +1,195 @@
+// Training as an operator meets it: interrupted, damaged, out of disk, started twice.
+#include <gtest/gtest.h>
+
+#include "tests/launch/program.h"
+
+namespace levin::testing {
+namespace {
+
+// Waits for the 13th row, then sends SIGTERM to `pattern`'s processes; the status is that of the training.
+std::string interrupted(const std::string& command, const std::string& run, const std::string& pattern) {
+    return command + " & job=$!; for i in $(seq 600); do [ \"$(wc -l < " + run +
+           "/metrics.jsonl 2>/dev/null || echo 0)\" -ge 13 ] && break; sleep 0.05; done; " + pattern +
+           "; wait $job";
+}
+
+// Slow enough (recomputation on one thread) that the signal arrives in time, whatever the machine.
+const char* kThirtySteps = "trainer.steps=30 trainer.threads=1 trainer.sequence_length=1024";
+
+void check_same(const TemporaryFolder& folder, const std::string& a, const std::string& b) {
+    const auto rows = exact_metrics(folder / a);
+    EXPECT_EQ(rows.size(), 30u);
+    EXPECT_EQ(exact_metrics(folder / b), rows);
+    EXPECT_EQ(weights(folder / b, "step_00000030"), weights(folder / a, "step_00000030"));
+}
+
+TEST(Training, AnInterruptedRunContinuesToTheBit) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    ASSERT_EQ(shell(train(folder, "whole", kThirtySteps)).status, 0);
+    const Outcome stopped =
+        shell(interrupted(train(folder, "halves", kThirtySteps), folder / "halves", "kill -TERM $job"));
+    ASSERT_EQ(stopped.status, 0) << stopped.output;
+    ASSERT_TRUE(stopped.says("stopped at step")) << stopped.output;
+    EXPECT_LT(lines(folder / "halves/metrics.jsonl").size(), 30u);
+    const Outcome resumed = shell(train(folder, "halves", kThirtySteps));
+    EXPECT_EQ(resumed.status, 0) << resumed.output;
+    EXPECT_TRUE(resumed.says("resumed from")) << resumed.output;
+    check_same(folder, "whole", "halves");
+
+    const Outcome again = shell(train(folder, "halves", kThirtySteps));
+    EXPECT_EQ(again.status, 0);
+    EXPECT_TRUE(again.says("is finished")) << again.output;
+}
+
+TEST(Training, TwoRanksContinueToTheBitToo) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    ASSERT_EQ(shell(mpirun(2) + train(folder, "whole", kThirtySteps)).status, 0);
+    const Outcome stopped =
+        shell(interrupted(mpirun(2) + train(folder, "halves", kThirtySteps), folder / "halves",
+                          "pkill -TERM -P $(pgrep -P $job mpirun || echo $job) levin"));
+    ASSERT_EQ(stopped.status, 0) << stopped.output;
+    ASSERT_TRUE(stopped.says("stopped at step")) << stopped.output;
+    ASSERT_EQ(shell(mpirun(2) + train(folder, "halves", kThirtySteps)).status, 0);
+    check_same(folder, "whole", "halves");
+}
+
+TEST(Training, TwoRanksComputeWhatOneDoes) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const std::string settings =
+        "trainer.steps=10 trainer.precision=f64 trainer.micro_batch=1 checkpoint.every=0";
+    ASSERT_EQ(shell(train(folder, "one", settings)).status, 0);
+    ASSERT_EQ(shell(mpirun(2) + train(folder, "two", settings)).status, 0);
+    const auto one = exact_metrics(folder / "one"), two = exact_metrics(folder / "two");
+    ASSERT_EQ(one.size(), two.size());
+    const auto loss = [](const std::string& row) { return std::stod(row.substr(row.find("\"loss\":") + 7)); };
+    for (size_t i = 0; i < one.size(); ++i) EXPECT_NEAR(loss(one[i]) / loss(two[i]), 1, 1e-10);
+}
+
+TEST(Training, AFolderBelongsToItsRun) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    make_shard(folder, "other");
+    folder.write("other.txt", "something else entirely, and long enough for a sequence of tokens. " +
+                                  std::string(500, 'x'));
+    shell(levin() + " data build --overwrite --input " + (folder / "other.txt") +
+          " --tokenizer byte --output " + (folder / "other"));
+    ASSERT_EQ(shell(train(folder, "run", "trainer.steps=2")).status, 0);
+    for (const char* change : {"trainer.seed=7", "model.num_heads=8", "trainer.global_batch=8"}) {
+        const Outcome refused = shell(train(folder, "run", std::string("trainer.steps=4 ") + change));
+        EXPECT_EQ(refused.status, 2) << change << refused.output;
+        EXPECT_TRUE(refused.says("holds another run")) << refused.output;
+    }
+    const Outcome data = shell(train(folder, "run", "trainer.steps=4 data.train=" + (folder / "other")));
+    EXPECT_EQ(data.status, 2) << data.output;
+    EXPECT_TRUE(data.says("another data")) << data.output;
+    // What may change: steps, checkpointing, threads, micro-batch.
+    const Outcome more = shell(train(
+        folder, "run",
+        "trainer.steps=4 trainer.micro_batch=4 trainer.threads=1 checkpoint.every=1 log.tensorboard=true"));
+    EXPECT_EQ(more.status, 0) << more.output;
+    EXPECT_EQ(lines(folder / "run/metrics.jsonl").size(), 4u);
+}
+
+TEST(Training, ADamagedCheckpointIsSkippedForTheOlderOne) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    ASSERT_EQ(shell(train(folder, "run", "trainer.steps=6 checkpoint.every=3")).status, 0);
+    const std::string whole = weights(folder / "run", "step_00000006");
+    // One flipped byte in the middle of the newest weights.
+    const std::string file = folder / "run/checkpoints/step_00000006/model.safetensors";
+    std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
+    stream.seekg(200000);
+    const int byte = stream.get();
+    stream.seekp(200000);
+    stream.put(static_cast<char>(byte ^ 1));
+    stream.close();
+    const Outcome listed = shell(levin() + " checkpoint list " + (folder / "run"));
+    EXPECT_TRUE(listed.says("step_00000006")) << listed.output;
+    const Outcome resumed = shell(train(folder, "run", "trainer.steps=6 checkpoint.every=3"));
+    EXPECT_EQ(resumed.status, 0) << resumed.output;
+    EXPECT_TRUE(resumed.says("step_00000006")) << resumed.output;  // named, with the reason
+    EXPECT_TRUE(resumed.says("resumed from " + (folder / "run/checkpoints/step_00000003"))) << resumed.output;
+    EXPECT_EQ(weights(folder / "run", "step_00000006"), whole);
+    EXPECT_EQ(lines(folder / "run/metrics.jsonl").size(), 6u);
+}
+
+TEST(Training, ATornRowIsMended) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    ASSERT_EQ(shell(train(folder, "run", "trainer.steps=3")).status, 0);
+    const auto before = exact_metrics(folder / "run");
+    std::ofstream(folder / "run/metrics.jsonl", std::ios::app) << "{\"step\":4,\"tok";
+    ASSERT_EQ(shell(train(folder, "run", "trainer.steps=5")).status, 0);
+    const auto after = exact_metrics(folder / "run");
+    ASSERT_EQ(after.size(), 5u);
+    for (size_t i = 0; i < 3; ++i) EXPECT_EQ(after[i], before[i]);
+}
+
+TEST(Training, AFullDiskWhileSavingLosesNothing) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    ASSERT_EQ(shell(train(folder, "run", "trainer.steps=2 checkpoint.every=2")).status, 0);
+    // No file may grow beyond 400 blocks of 1 KiB: the weights do not fit, the metrics do.
+    const Outcome full =
+        shell("ulimit -f 400; " + train(folder, "run", "trainer.steps=6 checkpoint.every=2"));
+    EXPECT_NE(full.status, 0) << full.output;  // the last save must succeed
+    EXPECT_TRUE(full.says("step 4 was not saved")) << full.output;
+    EXPECT_TRUE(full.says("training goes on")) << full.output;
+    EXPECT_EQ(lines(folder / "run/metrics.jsonl").size(), 6u);
+    const Outcome after = shell(train(folder, "run", "trainer.steps=6 checkpoint.every=2"));
+    EXPECT_EQ(after.status, 0) << after.output;
+    EXPECT_TRUE(after.says("resumed from " + (folder / "run/checkpoints/step_00000002"))) << after.output;
+}
+
+TEST(Training, BadNumbersEndWithStatus3) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const Outcome exploded = shell(train(
+        folder, "run",
+        "trainer.steps=200 optimizer.learning_rate=1e30 schedule.warmup_steps=1 trainer.clip_grad_norm=0"));
+    EXPECT_EQ(exploded.status, 3) << exploded.output;
+    EXPECT_TRUE(exploded.says("no longer finite")) << exploded.output;
+}
+
+TEST(Training, WritesAReportAndItsTokenizer) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const Outcome run = shell(train(
+        folder, "run",
+        "trainer.steps=4 schedule.warmup_steps=100 log.report=true log.tensorboard=true data.validation=" +
+            (folder / "text")));
+    ASSERT_EQ(run.status, 0) << run.output;  // a warm-up longer than the run is allowed
+    EXPECT_TRUE(run.says("validation loss")) << run.output;
+    const std::string report = read_text(folder / "run/report.html");
+    EXPECT_NE(report.find("</html>"), std::string::npos);
+    EXPECT_EQ(report.find("http://"), report.find("http://www.w3.org"));  // nothing loaded from elsewhere
+    EXPECT_TRUE(std::filesystem::exists(folder / "run/tokenizer/tokenizer.json"));
+    EXPECT_TRUE(std::filesystem::exists(folder / "run/config.yaml"));
+    bool events = false;
+    for (const auto& entry : std::filesystem::directory_iterator(folder / "run"))
+        events = events || entry.path().filename().string().starts_with("events.out.tfevents");
+    EXPECT_TRUE(events);
+}
+
+TEST(Training, PackedDocumentsRecomputationAndBf16Train) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    for (const char* settings :
+         {"data.packed_documents=true", "trainer.recompute=full", "trainer.recompute=selective",
+          "trainer.precision=bf16", "trainer.z_loss=1e-4", "schedule.type=wsd"}) {
+        const Outcome run =
+            shell(train(folder, std::string("run") + settings, std::string("trainer.steps=15 ") + settings));
+        ASSERT_EQ(run.status, 0) << settings << run.output;
+        const auto rows = exact_metrics(folder / (std::string("run") + settings));
+        const auto loss = [](const std::string& row) {
+            return std::stod(row.substr(row.find("\"loss\":") + 7));
+        };
+        EXPECT_LT(loss(rows.back()), loss(rows.front()) - 0.5) << settings;
+    }
+}
+
+}  // namespace
+}  // namespace levin::testing

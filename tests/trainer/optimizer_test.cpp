@@ -1,0 +1,71 @@
+// The optimizer on a model: bf16 weights follow f32 masters, and accumulation equals one larger batch.
+#include "trainer/optimizer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+namespace levin {
+namespace {
+
+ModelConfig tiny() {
+    ModelConfig config;
+    config.vocab_size = 50;
+    config.hidden_size = 32;
+    config.num_layers = 2;
+    config.num_heads = 2;
+    config.glu_dim = 64;
+    return config;
+}
+
+Tensor ids(int64_t count, int32_t factor) {
+    std::vector<int32_t> values(static_cast<size_t>(count));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(i) * factor % 50;
+    return Tensor::from({count}, values);
+}
+
+TEST(Optimizer, Bf16WeightsAreRoundedMasters) {
+    LanguageModel model(tiny(), DType::bf16, {});
+    model.initialize(1);
+    Optimizer optimizer(model, {});
+    for (int step = 0; step < 3; ++step) {
+        backward(model.loss(ids(64, 3), ids(64, 7), {.batch = 1, .length = 64}, {.scale = 1.0 / 64}).loss);
+        optimizer.step(1e-4);
+        EXPECT_TRUE(std::isfinite(optimizer.gradient_norm()));
+    }
+    bool smaller_than_bf16 = false;
+    for (size_t i = 0; i < model.parameters().size(); ++i) {
+        const Tensor master = optimizer.master(i), value = model.parameters()[i].variable.value();
+        EXPECT_EQ(master.dtype(), DType::f32);
+        EXPECT_EQ(value.to_vector(), master.to(value.dtype()).to_vector()) << model.parameters()[i].spec.name;
+        smaller_than_bf16 = smaller_than_bf16 || value.to_vector() != master.to_vector();
+    }
+    EXPECT_TRUE(smaller_than_bf16);
+}
+
+TEST(Optimizer, AccumulatedMicroBatchesEqualOneBatch) {
+    std::vector<std::vector<double>> weights[2];
+    for (int split = 0; split < 2; ++split) {
+        LanguageModel model(tiny(), DType::f64, {});
+        model.initialize(1);
+        Optimizer optimizer(model, {.clip_grad_norm = 0.1});
+        for (int step = 0; step < 4; ++step) {
+            const Tensor input = ids(96, 3 + step), targets = ids(96, 7);
+            const int64_t parts = split ? 3 : 1, rows = 96 / parts;
+            for (int64_t part = 0; part < parts; ++part)
+                backward(model
+                             .loss(input.narrow(0, part * rows, rows), targets.narrow(0, part * rows, rows),
+                                   {.batch = rows / 32, .length = 32}, {.scale = 1.0 / 96})
+                             .loss);
+            optimizer.step(1e-3);
+        }
+        for (size_t i = 0; i < model.parameters().size(); ++i)
+            weights[split].push_back(optimizer.master(i).to_vector());
+    }
+    for (size_t i = 0; i < weights[0].size(); ++i)
+        for (size_t j = 0; j < weights[0][i].size(); ++j)
+            ASSERT_NEAR(weights[0][i][j], weights[1][i][j], 1e-9);
+}
+
+}  // namespace
+}  // namespace levin
