@@ -45,11 +45,10 @@ public:
             const size_t word = piece.find_first_not_of(' ');
             if (word != std::string::npos && piece.find(' ', word) != std::string::npos) words_apart_ = false;
         }
-        // The library does not tell whether the model adds a leading space, but shows it.
-        std::string text;
-        LEVIN_REQUIRE(processor_.Decode(std::vector<std::string>{std::string(kSpace) + "a"}, &text).ok(),
-                      name, "is a SentencePiece model that cannot decode");
-        drops_first_space_ = text == "a";
+        // The library does not tell whether the model puts a space before every text, but shows it.
+        std::vector<int> ids;
+        LEVIN_REQUIRE(processor_.Encode("a", &ids).ok() && !ids.empty(), name, "cannot encode the letter a");
+        drops_first_space_ = token_bytes(ids[0]).starts_with(' ');
     }
 
     std::string kind() const override { return "sentencepiece"; }
@@ -95,8 +94,8 @@ public:
         write_whole_file(folder + "/tokenizer.model", content_);
         const auto name = [&](int id) { return id >= 0 ? processor_.IdToPiece(id) : std::string(); };
         write_whole_file(folder + "/tokenizer_config.json",
-                        tokenizer_config_json({"LlamaTokenizer", name(bos_id_), name(eos_id_), name(pad_id_),
-                                               name(processor_.unk_id()), ""}));
+                         tokenizer_config_json({"LlamaTokenizer", name(bos_id_), name(eos_id_), name(pad_id_),
+                                                name(processor_.unk_id()), ""}));
         return {"tokenizer.model", "tokenizer_config.json"};
     }
 

@@ -1,0 +1,100 @@
+// A temporary folder with files for one test, and what every data test writes and reads.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "data/megatron_shard.h"
+#include "kernels/base/error.h"
+
+namespace levin::test {
+
+class Folder {
+public:
+    Folder() {
+        std::string name = (std::filesystem::temp_directory_path() / "levin-data-XXXXXX").string();
+        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("mkdtemp failed");
+        path_ = name;
+    }
+    ~Folder() {
+        std::error_code ignored;
+        std::filesystem::remove_all(path_, ignored);
+    }
+    Folder(const Folder&) = delete;
+    Folder& operator=(const Folder&) = delete;
+
+    std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+    std::string write(const std::string& name, const std::string& content) const {
+        std::ofstream(*this / name, std::ios::binary) << content;
+        return *this / name;
+    }
+    // Names of all files, sorted.
+    std::vector<std::string> files() const {
+        std::vector<std::string> names;
+        for (const auto& entry : std::filesystem::directory_iterator(path_)) {
+            names.push_back(entry.path().filename().string());
+        }
+        std::sort(names.begin(), names.end());
+        return names;
+    }
+
+private:
+    std::string path_;
+};
+
+inline std::string read_file(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+template <class T>
+std::string bytes_of(const std::vector<T>& values) {
+    return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+using Documents = std::vector<std::vector<int32_t>>;
+
+inline void write_shard(const std::string& prefix, const Documents& documents,
+                        TokenType type = TokenType::u16) {
+    MegatronShardWriter writer(prefix, type);
+    for (const auto& document : documents) {
+        writer.append(document);
+        writer.end_document();
+    }
+    writer.commit();
+}
+
+inline Documents documents_of(const TokenSource& source) {
+    Documents documents;
+    for (int64_t d = 0; d < source.num_documents(); ++d) {
+        const TokenSpan span = source.document(d);
+        auto& document = documents.emplace_back();
+        for (int64_t i = 0; i < span.count; ++i) document.push_back(static_cast<int32_t>(span[i]));
+    }
+    return documents;
+}
+
+// The message of the Error that `body` throws, which must be the user's to mend.
+template <class Body>
+std::string input_error(const Body& body) {
+    try {
+        body();
+    } catch (const Error& error) {
+        EXPECT_EQ(error.fault(), Fault::input) << error.what();
+        return error.what();
+    }
+    ADD_FAILURE() << "no error was thrown";
+    return "";
+}
+
+inline void expect_contains(const std::string& text, const std::string& part) {
+    EXPECT_NE(text.find(part), std::string::npos) << "\"" << part << "\" is not in: " << text;
+}
+
+}  // namespace levin::test
