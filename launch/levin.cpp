@@ -37,8 +37,11 @@ int run(int argc, char** argv) {
         return app.exit(request);
     } catch (const CLI::ParseError& error) {
         std::string commands;
-        for (const CLI::App* command : app.get_subcommands({})) commands += " " + command->get_name();
-        const bool unknown = argc > 1 && argv[1][0] != '-' && !app.get_subcommand_no_throw(argv[1]);
+        bool unknown = argc > 1 && argv[1][0] != '-';
+        for (const CLI::App* command : app.get_subcommands({})) {
+            commands += " " + command->get_name();
+            unknown = unknown && command->get_name() != argv[1];
+        }
         if (unknown)
             fmt::print(stderr, "levin: there is no command '{}'. There are:{}\n", argv[1], commands);
         else
