@@ -28,9 +28,7 @@ endif()
 
 if(NOT why_not)
   set(CMAKE_CUDA_ARCHITECTURES ${LEVIN_CUDA_ARCH})
-  enable_language(CUDA)
-  set(CMAKE_CUDA_STANDARD 20)
-  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  enable_language(CUDA)  # -std=c++20 is set in kernels/cuda: CMake 3.25 does not know it for nvcc
   set(LEVIN_CUDA_STATUS "${CMAKE_CUDA_COMPILER_VERSION} for ${LEVIN_CUDA_ARCH}")
 elseif(LEVIN_CUDA_REQUIRED)
   message(FATAL_ERROR "CUDA: ${why_not} (nvcc is looked for on PATH and in CUDACXX, CUDA_HOME and /usr/local/cuda). "
