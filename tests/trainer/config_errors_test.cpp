@@ -119,6 +119,18 @@ TEST(ConfigErrors, CombinationsThatCannotWork) {
                  {"4 data-parallel ranks", "trainer.global_batch=16"});
 }
 
+// A model's configuration may come from a foreign file, past the schema's ranges.
+TEST(ConfigErrors, AModelOfImpossibleSize) {
+    for (int64_t ModelConfig::*field :
+         {&ModelConfig::vocab_size, &ModelConfig::hidden_size, &ModelConfig::num_layers,
+          &ModelConfig::num_heads, &ModelConfig::max_position})
+        for (const int64_t size : {int64_t{0}, int64_t{-1}, int64_t{1} << 62}) {
+            ModelConfig model;
+            model.*field = size;
+            expect_parts(input_error([&] { model.validate(); }), {std::to_string(size), "expected 1 to"});
+        }
+}
+
 TEST(ConfigErrors, ParallelismThatIsNotThereYet) {
     for (const std::string key : {"tp", "cp", "pp"})
         expect_parts(
