@@ -25,9 +25,9 @@ __device__ inline A activate(Activation activation, A x, A shift = A(0)) {
         case Activation::elu:
             return x > A(0) ? x : expm1(x);
         case Activation::one_plus_elu:
-            return A(1) + (x > A(0) ? x : expm1(x));
+            return x > A(0) ? A(1) + x : exp(x);
         case Activation::two_plus_elu:
-            return A(2) + (x > A(0) ? x : expm1(x));
+            return x > A(0) ? A(2) + x : A(1) + exp(x);
         case Activation::gelu:
             return A(0.5) * x * erfc(x * A(-0.70710678118654752440));  // no cancellation far below zero
         case Activation::sigmoid:

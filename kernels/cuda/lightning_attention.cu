@@ -131,8 +131,10 @@ void backward(const Stream& stream, const LightningBackward& args) {
 
 void lightning_forward(const Stream& stream, const LightningForward& args) {
     check(args.shape);
-    const LightningOperandFacts facts{vectorizable<Bf16>(
-        {{args.q, args.q_stride}, {args.k, args.k_stride}, {args.v, args.v_stride}, {args.o, 0}})};
+    const LightningFacts facts{
+        vectorizable<Bf16>(
+            {{args.q, args.q_stride}, {args.k, args.k_stride}, {args.v, args.v_stride}, {args.o, 0}}),
+        max_shared_memory(stream.device.index)};
     if (mma_scan_fits(args.shape, facts)) return mma_lightning_forward(stream, args);
     by_type(args.shape.dtype, "lightning_forward",
             [&](auto tag) { forward<typename decltype(tag)::type>(stream, args); });
@@ -140,13 +142,14 @@ void lightning_forward(const Stream& stream, const LightningForward& args) {
 
 void lightning_backward(const Stream& stream, const LightningBackward& args) {
     check(args.shape);
-    const LightningOperandFacts facts{vectorizable<Bf16>({{args.q, args.q_stride},
-                                                          {args.k, args.k_stride},
-                                                          {args.v, args.v_stride},
-                                                          {args.d_o, 0},
-                                                          {args.dq, args.dq_stride},
-                                                          {args.dk, args.dk_stride},
-                                                          {args.dv, args.dv_stride}})};
+    const LightningFacts facts{vectorizable<Bf16>({{args.q, args.q_stride},
+                                                   {args.k, args.k_stride},
+                                                   {args.v, args.v_stride},
+                                                   {args.d_o, 0},
+                                                   {args.dq, args.dq_stride},
+                                                   {args.dk, args.dk_stride},
+                                                   {args.dv, args.dv_stride}}),
+                               max_shared_memory(stream.device.index)};
     if (mma_scan_fits(args.shape, facts)) return mma_lightning_backward(stream, args);
     by_type(args.shape.dtype, "lightning_backward",
             [&](auto tag) { backward<typename decltype(tag)::type>(stream, args); });

@@ -15,11 +15,16 @@ bool plain_or_silu(Activation activation) {
 
 }  // namespace
 
-bool mma_scan_fits(const LightningShape& shape, const LightningOperandFacts& facts) {
+bool mma_scan_fits(const LightningShape& shape, const LightningFacts& facts) {
     const auto width_fits = [](int64_t width) { return width >= 32 && width <= 128 && width % 8 == 0; };
-    return shape.dtype == DType::bf16 && !shape.theta && facts.aligned && width_fits(shape.key_dim) &&
-           width_fits(shape.value_dim) && plain_or_silu(shape.qk_activation) &&
-           plain_or_silu(shape.v_activation);
+    // Keys of 256 take 192 KB of shared memory, the others at most 160.
+    const size_t wanted = (shape.key_width() > 128 ? size_t{193} : size_t{161}) << 10;
+    return shape.dtype == DType::bf16 && facts.aligned && facts.shared_memory >= wanted &&
+           width_fits(shape.key_dim) && width_fits(shape.value_dim) && plain_or_silu(shape.v_activation);
+}
+
+bool mma_scan_needs_expansion(const LightningShape& shape) {
+    return shape.theta != nullptr || !plain_or_silu(shape.qk_activation);
 }
 
 SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident) {

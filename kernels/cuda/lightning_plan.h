@@ -1,18 +1,23 @@
 // Which lightning attention kernel runs, and how its work is cut: host code, tested without a GPU.
 #pragma once
 
+#include <cstddef>
+
 #include "kernels/lightning_attention.h"
 
 namespace levin::kernels::cuda {
 
-// What the tensor-core variant needs to know of the operands besides their shape.
-struct LightningOperandFacts {
-    bool aligned;  // every pointer and token stride allows 16-byte reads
+// What the tensor-core variant needs to know besides the shape.
+struct LightningFacts {
+    bool aligned;          // every pointer and token stride allows 16-byte reads
+    size_t shared_memory;  // bytes a block may have
 };
 
-// The tensor-core scan takes bf16 heads of up to 128 columns, a multiple of 8, no activation or silu, no
-// LRPE.
-bool mma_scan_fits(const LightningShape& shape, const LightningOperandFacts& facts);
+// The tensor-core scan takes bf16 heads of 32 to 128 columns, a multiple of 8 (with LRPE the keys grow to
+// twice that), any activation on q and k, none or silu on v.
+bool mma_scan_fits(const LightningShape& shape, const LightningFacts& facts);
+// LRPE and activations other than silu are applied to q and k by kernels of their own before the scan.
+bool mma_scan_needs_expansion(const LightningShape& shape);
 
 // How a sequence is cut so that few long sequences still fill the chip: `segments` pieces of `segment_length`
 // tokens (the last one shorter), each scanned by its own block once the states between them are known.

@@ -46,8 +46,7 @@ __device__ inline void load_fragments_transposed(uint32_t (&to)[4], uint32_t add
 
 // c[16 x 8] += a[16 x 16] b[16 x 8]
 __device__ inline void multiply_add(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
         "{%0,%1,%2,%3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -60,6 +59,14 @@ __device__ inline uint32_t pack(float low, float high) {
 }
 __device__ inline float low_half(uint32_t packed) { return __uint_as_float(packed << 16); }
 __device__ inline float high_half(uint32_t packed) { return __uint_as_float(packed & 0xffff0000u); }
+
+// Without the care for denormal numbers that the library functions take.
+__device__ inline float fast_sigmoid(float x) {
+    float power, result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1.0f + power));
+    return result;
+}
 
 __device__ inline void store_shared(uint32_t address, uint32_t value) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/lightning_plan.h"
 #include "kernels/cuda/mma.cuh"
@@ -35,19 +37,18 @@ struct ScanLaunch {
     const float* slopes;
     int64_t heads, length, segments, segment_length, state_size;
     const int32_t* cu_seqlens;
-    bool states_only;  // first pass over the segments: what each adds to the state
 };
 
-__device__ inline float silu(float x) { return __fdividef(x, 1.0f + __expf(-x)); }
+__device__ inline float silu(float x) { return x * fast_sigmoid(x); }
 __device__ inline float silu_derivative(float x) {
-    const float s = __fdividef(1.0f, 1.0f + __expf(-x));
+    const float s = fast_sigmoid(x);
     return s * (1.0f + x * (1.0f - s));
 }
 __device__ inline uint32_t silu(uint32_t packed) {
     return pack(silu(low_half(packed)), silu(high_half(packed)));
 }
 
-// A: inner width of a tile, B: columns of a block; both 64 or 128.
+// A: inner width of a tile (64, 128 or 256), B: columns of a block (64 or 128).
 template <int A, int B>
 struct Tiles {
     static constexpr int kInnerUnits = A / 8, kColumnUnits = B / 8;
@@ -67,7 +68,8 @@ __device__ inline void fetch(const Operand& operand, int64_t head, int64_t first
     const bool inside = column < operand.width;
     const Bf16* from = operand.data + head * operand.width + (inside ? column : 0);
 #pragma unroll
-    for (int row = threadIdx.x / UNITS; row < kTile; row += kThreads / UNITS) {
+    for (int i = 0; i < kTile * UNITS / kThreads; ++i) {
+        const int row = threadIdx.x / UNITS + i * (kThreads / UNITS);
         const bool valid = inside && row < rows;
         copy_async(tile_address<UNITS>(tile, row, unit),
                    from + (valid ? first + step * row : first) * operand.stride, valid);
@@ -78,7 +80,8 @@ template <int UNITS>
 __device__ inline void apply_silu(uint32_t tile) {
     const int unit = threadIdx.x % UNITS;
 #pragma unroll
-    for (int row = threadIdx.x / UNITS; row < kTile; row += kThreads / UNITS) {
+    for (int i = 0; i < kTile * UNITS / kThreads; ++i) {
+        const int row = threadIdx.x / UNITS + i * (kThreads / UNITS);
         const uint32_t address = tile_address<UNITS>(tile, row, unit);
         uint4 v = load_shared_unit(address);
         v.x = silu(v.x), v.y = silu(v.y), v.z = silu(v.z), v.w = silu(v.w);
@@ -86,11 +89,15 @@ __device__ inline void apply_silu(uint32_t tile) {
     }
 }
 
+// Blocks of a multiprocessor: what registers and shared memory allow.
+template <int A, int B>
+constexpr int kResident = A == 64 && B == 64 ? 2 : 1;
+
 // Eight warps as 2 x 4. Warp (wr, wc) owns rows 32 wr .. of a tile of Out and rows A/2 wr .. of the state,
 // columns B/4 wc .. of both, and the 32 x 16 part (wr, wc) of the square. The state lives in registers; a
 // bf16 copy in shared memory feeds the product with X.
-template <int A, int B>
-__global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
+template <int A, int B, bool STATES_ONLY>
+__global__ void __launch_bounds__(kThreads, kResident<A, B>)
     mma_scan_kernel(const __grid_constant__ ScanLaunch launch) {
     using T = Tiles<A, B>;
     constexpr int kColumns = B / 4, kN = kColumns / 8,
@@ -111,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
     const int64_t end = launch.cu_seqlens ? launch.cu_seqlens[sequence + 1] : begin + launch.length;
     const int64_t from = segment * launch.segment_length;
     const int64_t to = launch.cu_seqlens ? end - begin : min(from + launch.segment_length, end - begin);
-    if (launch.states_only && segment == launch.segments - 1) return;
+    if (STATES_ONLY && segment == launch.segments - 1) return;
     const int column = blockIdx.y * B, step = scan.reverse ? -1 : 1, shift = scan.reverse ? 0 : 1;
     const bool with_source = scan.source.data != nullptr;
 
@@ -138,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
     const int between_row = scan.z.width;
     each_state([&](float& s, int a, int b, bool valid) {
         s = 0;
-        if (!valid || launch.states_only) return;
+        if (!valid || STATES_ONLY) return;
         if (between)
             s = between[a * between_row + b];
         else if (scan.initial)
@@ -157,14 +164,14 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
                         pack(state[i][j][2 * half], state[i][j][2 * half + 1]));
                 }
     };
-    if (!launch.states_only) copy_state();
+    if (!STATES_ONLY) copy_state();
 
     const auto first_token = [&](int64_t done) { return scan.reverse ? end - 1 - done : begin + done; };
     const auto rows_at = [&](int64_t done) { return static_cast<int>(min(int64_t{kTile}, to - done)); };
     const auto fetch_stage = [&](int64_t done, uint32_t stage) {
         const int64_t first = first_token(done);
         const int rows = rows_at(done);
-        if (!launch.states_only) fetch<T::kInnerUnits>(scan.x, head, first, step, rows, 0, stage);
+        if (!STATES_ONLY) fetch<T::kInnerUnits>(scan.x, head, first, step, rows, 0, stage);
         fetch<T::kInnerUnits>(scan.y, head, first, step, rows, 0, stage + T::kInnerBytes);
         fetch<T::kColumnUnits>(scan.z, head, first, step, rows, column, stage + 2 * T::kInnerBytes);
         commit_copies();
@@ -178,11 +185,11 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
         const int m = rows_at(done);
         const int64_t first = first_token(done);
         wait_copies<0>();
-        if (scan.x.silu && !launch.states_only) apply_silu<T::kInnerUnits>(x_tile);
+        if (scan.x.silu && !STATES_ONLY) apply_silu<T::kInnerUnits>(x_tile);
         if (scan.y.silu) apply_silu<T::kInnerUnits>(y_tile);
         if (scan.z.silu) apply_silu<T::kColumnUnits>(z_tile);
         __syncthreads();
-        if (with_source && !launch.states_only)
+        if (with_source && !STATES_ONLY)
             fetch<T::kColumnUnits>(scan.source, head, first, step, m, column, source_tile);
         commit_copies();
         if (done + kTile < to)
@@ -191,10 +198,9 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
             commit_copies();
 
         float out[2][kN][4] = {};
-        if (!launch.states_only) {
+        if (!STATES_ONLY) {
             // Square = (X Y^T) . M and D X S, one sweep over the inner width.
             float square[2][2][4] = {};
-            const bool below = wc * 16 < wr * 32 + 32;  // the part is not all above the diagonal
 #pragma unroll
             for (int k = 0; k < A / 16; ++k) {
                 uint32_t x[2][4];
@@ -202,15 +208,13 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
                 for (int i = 0; i < 2; ++i)
                     load_fragments(x[i], tile_address<T::kInnerUnits>(x_tile, wr * 32 + i * 16 + lane % 16,
                                                                       k * 2 + lane / 16));
-                if (below) {
-                    uint32_t y[4];
-                    load_fragments(y, tile_address<T::kInnerUnits>(y_tile, wc * 16 + lane / 16 * 8 + lane % 8,
-                                                                   k * 2 + lane / 8 % 2));
+                uint32_t y[4];
+                load_fragments(y, tile_address<T::kInnerUnits>(y_tile, wc * 16 + lane / 16 * 8 + lane % 8,
+                                                               k * 2 + lane / 8 % 2));
 #pragma unroll
-                    for (int i = 0; i < 2; ++i) {
-                        multiply_add(square[i][0], x[i], y[0], y[1]);
-                        multiply_add(square[i][1], x[i], y[2], y[3]);
-                    }
+                for (int i = 0; i < 2; ++i) {
+                    multiply_add(square[i][0], x[i], y[0], y[1]);
+                    multiply_add(square[i][1], x[i], y[2], y[3]);
                 }
 #pragma unroll
                 for (int j = 0; j < kN; j += 2) {
@@ -225,19 +229,18 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
                     }
                 }
             }
-            if (below)
 #pragma unroll
-                for (int i = 0; i < 2; ++i)
+            for (int i = 0; i < 2; ++i)
 #pragma unroll
-                    for (int j = 0; j < 2; ++j)
+                for (int j = 0; j < 2; ++j)
 #pragma unroll
-                        for (int half = 0; half < 2; ++half) {
-                            const int r = wr * 32 + i * 16 + g + 8 * half, c = wc * 16 + j * 8 + 2 * q;
-                            const float* decay = powers + kTile + r - c;
-                            store_shared(tile_address<kTile / 8>(square_tile, r, wc * 2 + j) + 4 * q,
-                                         pack(square[i][j][2 * half] * decay[0],
-                                              square[i][j][2 * half + 1] * decay[-1]));
-                        }
+                    for (int half = 0; half < 2; ++half) {
+                        const int r = wr * 32 + i * 16 + g + 8 * half, c = wc * 16 + j * 8 + 2 * q;
+                        const float* decay = powers + kTile + r - c;
+                        store_shared(
+                            tile_address<kTile / 8>(square_tile, r, wc * 2 + j) + 4 * q,
+                            pack(square[i][j][2 * half] * decay[0], square[i][j][2 * half + 1] * decay[-1]));
+                    }
 #pragma unroll
             for (int i = 0; i < 2; ++i)
 #pragma unroll
@@ -263,10 +266,9 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
                 load_fragments_transposed(
                     z[j], tile_address<T::kColumnUnits>(z_tile, k * 16 + lane / 8 % 2 * 8 + lane % 8,
                                                         wc * (kColumns / 8) + 2 * j + lane / 16));
-            if (!launch.states_only && k <= 2 * wr + 1) {
+            if (!STATES_ONLY) {
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
-                    if (k > 2 * wr + i) continue;
                     uint32_t p[4];
                     load_fragments(p, tile_address<kTile / 8>(square_tile, wr * 32 + i * 16 + lane % 16,
                                                               k * 2 + lane / 16));
@@ -278,10 +280,7 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
             // lambda^(m - shift - c) for this thread's tokens c; rows beyond m are zero in Z, their weight is
             // not used
             const float* weight = powers + kTile + m - shift - (k * 16 + 2 * q);
-            const float w0 = k * 16 + 2 * q < m ? weight[0] : 0.0f,
-                        w1 = k * 16 + 2 * q + 1 < m ? weight[-1] : 0.0f;
-            const float w8 = k * 16 + 2 * q + 8 < m ? weight[-8] : 0.0f,
-                        w9 = k * 16 + 2 * q + 9 < m ? weight[-9] : 0.0f;
+            const float w0 = weight[0], w1 = weight[-1], w8 = weight[-8], w9 = weight[-9];
 #pragma unroll
             for (int j = 0; j < kN / 2; ++j)
 #pragma unroll
@@ -306,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
             for (int j = 0; j < kN; ++j)
 #pragma unroll
                 for (int k = 0; k < 4; ++k) state[i][j][k] = decay * state[i][j][k] + product[i][j][k];
-        if (launch.states_only) {
+        if (STATES_ONLY) {
             __syncthreads();  // this stage may be filled again
             continue;
         }
@@ -331,16 +330,17 @@ __global__ void __launch_bounds__(kThreads, B == 64 ? 2 : 1)
                 }
         __syncthreads();
         const int unit = tid % T::kColumnUnits, to_column = column + unit * 8;
-        if (to_column < scan.z.width)
 #pragma unroll
-            for (int row = tid / T::kColumnUnits; row < kTile; row += kThreads / T::kColumnUnits)
-                if (row < m)
-                    *reinterpret_cast<uint4*>(scan.out + (first + step * row) * scan.out_stride +
-                                              head * scan.z.width + to_column) =
-                        load_shared_unit(tile_address<T::kColumnUnits>(x_tile, row, unit));
+        for (int i = 0; i < kTile * T::kColumnUnits / kThreads; ++i) {
+            const int row = tid / T::kColumnUnits + i * (kThreads / T::kColumnUnits);
+            if (row < m && to_column < scan.z.width)
+                *reinterpret_cast<uint4*>(scan.out + (first + step * row) * scan.out_stride +
+                                          head * scan.z.width + to_column) =
+                    load_shared_unit(tile_address<T::kColumnUnits>(x_tile, row, unit));
+        }
     }
 
-    if (launch.states_only)
+    if (STATES_ONLY)
         each_state([&](float& s, int a, int b, bool valid) {
             if (valid) between[a * between_row + b] = s;
         });
@@ -370,18 +370,23 @@ __global__ void between_kernel(const __grid_constant__ ScanLaunch launch) {
     }
 }
 
+template <int A, int B, bool STATES_ONLY>
+void launch_kernel(cudaStream_t stream, const dim3& grid, const ScanLaunch& launch) {
+    constexpr int kBytes = Tiles<A, B>::kBytes;
+    LEVIN_CUDA_CHECK(cudaFuncSetAttribute(mma_scan_kernel<A, B, STATES_ONLY>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    mma_scan_kernel<A, B, STATES_ONLY><<<grid, kThreads, kBytes, stream>>>(launch);
+    LEVIN_CUDA_LAUNCHED();
+}
+
 template <int A, int B>
 void launch_scans(const Stream& stream, int64_t sequences, int scans, ScanLaunch launch) {
     const cudaStream_t s = use(stream);
     const int64_t chains = sequences * launch.heads;
     if (chains <= 0) return;
-    constexpr int kBytes = Tiles<A, B>::kBytes;
-    LEVIN_CUDA_CHECK(
-        cudaFuncSetAttribute(mma_scan_kernel<A, B>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-    int64_t slices = 0;
-    for (int i = 0; i < scans; ++i)
-        slices = slices > ceil_div(launch.scan[i].z.width, B) ? slices : ceil_div(launch.scan[i].z.width, B);
-    const int64_t resident = int64_t{multiprocessors(stream.device.index)} * (B == 64 ? 2 : 1);
+    int64_t slices = 1;
+    for (int i = 0; i < scans; ++i) slices = std::max(slices, ceil_div(launch.scan[i].z.width, B));
+    const int64_t resident = int64_t{multiprocessors(stream.device.index)} * kResident<A, B>;
     const SegmentPlan plan = launch.cu_seqlens
                                  ? SegmentPlan{1, launch.length}
                                  : plan_segments(chains * slices * scans, launch.length, resident);
@@ -390,25 +395,28 @@ void launch_scans(const Stream& stream, int64_t sequences, int scans, ScanLaunch
     const size_t states =
         plan.segments > 1 ? static_cast<size_t>(chains * plan.segments * launch.state_size) : 0;
     Scratch between(s, scans * states * sizeof(float));
-    const dim3 grid(static_cast<unsigned>(chains * plan.segments), static_cast<unsigned>(slices),
-                    static_cast<unsigned>(scans));
+    const auto size = [](int64_t n) { return static_cast<unsigned>(n); };
+    const dim3 grid(size(chains * plan.segments), size(slices), size(scans));
     if (states > 0) {
         for (int i = 0; i < scans; ++i) launch.scan[i].between = between.as<float>() + i * states;
-        launch.states_only = true;
-        mma_scan_kernel<A, B><<<grid, kThreads, kBytes, s>>>(launch);
-        LEVIN_CUDA_LAUNCHED();
-        launch.states_only = false;
-        between_kernel<<<dim3(static_cast<unsigned>(ceil_div(launch.state_size, 256)),
-                              static_cast<unsigned>(chains), static_cast<unsigned>(scans)),
-                         256, 0, s>>>(launch);
+        launch_kernel<A, B, true>(s, grid, launch);
+        const dim3 elements(size(ceil_div(launch.state_size, 256)), size(chains), size(scans));
+        between_kernel<<<elements, 256, 0, s>>>(launch);
         LEVIN_CUDA_LAUNCHED();
     }
-    mma_scan_kernel<A, B><<<grid, kThreads, kBytes, s>>>(launch);
-    LEVIN_CUDA_LAUNCHED();
+    launch_kernel<A, B, false>(s, grid, launch);
 }
 
+// All scans of a launch have tiles of the same size.
 void launch_for(const Stream& stream, const LightningShape& shape, int scans, const ScanLaunch& launch) {
-    if (shape.key_dim <= 64 && shape.value_dim <= 64)
+    int inner = 0, columns = 0;
+    for (int i = 0; i < scans; ++i) {
+        inner = std::max(inner, launch.scan[i].x.width);
+        columns = std::max(columns, launch.scan[i].z.width);
+    }
+    if (inner > 128)
+        launch_scans<256, 64>(stream, shape.sequences(), scans, launch);
+    else if (inner <= 64 && columns <= 64)
         launch_scans<64, 64>(stream, shape.sequences(), scans, launch);
     else
         launch_scans<128, 128>(stream, shape.sequences(), scans, launch);
@@ -439,7 +447,7 @@ struct Operands {
 
 }  // namespace
 
-void mma_lightning_forward(const Stream& stream, const LightningForward& args) {
+void mma_scan_forward(const Stream& stream, const LightningForward& args) {
     const LightningShape& shape = args.shape;
     const Operands<LightningForward> operands(args);
     ScanLaunch launch = launch_of(shape);
@@ -458,7 +466,7 @@ void mma_lightning_forward(const Stream& stream, const LightningForward& args) {
     launch_for(stream, shape, 1, launch);
 }
 
-void mma_lightning_backward(const Stream& stream, const LightningBackward& args) {
+void mma_scan_backward(const Stream& stream, const LightningBackward& args) {
     const LightningShape& shape = args.shape;
     const Operands<LightningBackward> operands(args);
     const Operand d_o{static_cast<const Bf16*>(args.d_o), shape.heads * shape.value_dim,
@@ -503,7 +511,11 @@ void mma_lightning_backward(const Stream& stream, const LightningBackward& args)
                           shape.value_dim,
                           1,
                           nullptr};
-    launch_for(stream, shape, 3, launch);
+    if (shape.key_dim <= 128) return launch_for(stream, shape, 3, launch);
+    // Wide keys: dv sums over them and wants other tiles than dq and dk.
+    launch_for(stream, shape, 2, launch);
+    launch.scan[0] = launch.scan[2];
+    launch_for(stream, shape, 1, launch);
 }
 
 }  // namespace levin::kernels::cuda

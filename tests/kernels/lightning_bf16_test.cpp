@@ -49,23 +49,27 @@ LightningOutputs run(const Lightning& p, const LightningInputs& in) {
     spread(in.k, key_columns, key_columns, all);
     spread(in.v, 2 * key_columns, value_columns, all);
     const Buffer qkv(kType, all), d_o(kType, in.d_o), slopes(DType::f32, p.slopes),
-        borders(DType::i32, p.borders), initial(DType::f32, in.initial_state),
+        borders(DType::i32, p.borders), theta(DType::f32, p.theta), initial(DType::f32, in.initial_state),
         d_final(DType::f32, in.d_final_state);
     const Buffer o = Buffer::poisoned(kType, p.v_count()), d_qkv = Buffer::poisoned(kType, all.size()),
                  final = Buffer::poisoned(DType::f32, p.state_count()),
-                 d_initial = Buffer::poisoned(DType::f32, p.state_count());
+                 d_initial = Buffer::poisoned(DType::f32, p.state_count()),
+                 dtheta = Buffer::poisoned(DType::f32, p.theta.size());
     LightningShape shape{p.batch, p.length,        p.heads,        p.key_dim,         p.value_dim,
                          kType,   p.qk_activation, p.v_activation, slopes.as<float>()};
+    if (!p.theta.empty()) shape.theta = theta.data(), shape.first_position = p.first_position;
     if (!p.borders.empty()) shape.cu_seqlens = borders.as<int32_t>(), shape.documents = p.sequences();
     const auto or_null = [](const Buffer& b) { return b.count() ? b.data() : nullptr; };
     const void *q = qkv.data(), *k = qkv.at(key_columns), *v = qkv.at(2 * key_columns);
     lightning_forward(stream(),
                       {shape, q, stride, k, stride, v, stride, o.data(), or_null(initial), final.data()});
-    lightning_backward(stream(), {shape, q, stride, k, stride, v, stride, d_o.data(), or_null(initial),
-                                  or_null(d_final), d_qkv.data(), stride, d_qkv.at(key_columns), stride,
-                                  d_qkv.at(2 * key_columns), stride, nullptr, 0, d_initial.data()});
+    lightning_backward(
+        stream(), {shape, q, stride, k, stride, v, stride, d_o.data(), or_null(initial), or_null(d_final),
+                   d_qkv.data(), stride, d_qkv.at(key_columns), stride, d_qkv.at(2 * key_columns), stride,
+                   p.theta.empty() ? nullptr : dtheta.data(), 0, d_initial.data()});
     LightningOutputs out;
     out.o = o.read(), out.final_state = final.read(), out.d_initial_state = d_initial.read();
+    if (!p.theta.empty()) out.dtheta = dtheta.read();
     const Values d_all = d_qkv.read();
     out.dq = gather(d_all, 0, key_columns);
     out.dk = gather(d_all, key_columns, key_columns);
@@ -85,6 +89,9 @@ void check(const Lightning& p, bool with_states) {
     EXPECT_LT(relative_error(got.dk, expected.dk), kBound);
     EXPECT_LT(relative_error(got.dv, expected.dv), kBound);
     EXPECT_LT(relative_error(got.d_initial_state, expected.d_initial_state), kBound);
+    ASSERT_EQ(got.dtheta.size(), expected.dtheta.size());
+    for (size_t i = 0; i < got.dtheta.size(); ++i)
+        EXPECT_NEAR(got.dtheta[i], expected.dtheta[i], kBound * expected.dtheta_terms[i]) << "theta " << i;
 }
 Lightning make(int64_t batch, int64_t length, int64_t key_dim, int64_t value_dim, Values slopes) {
     Lightning p;
@@ -119,6 +126,24 @@ TEST(LightningBf16, Activations) {
         p.qk_activation = p.v_activation = activation;
         check(p, true);
     }
+}
+
+// With LRPE the keys are twice as wide.
+TEST(LightningBf16, RotaryEncoding) {
+    for (const int64_t key_dim : {40, 64, 128})
+        for (const int64_t length : {100, 2048}) {
+            Lightning p = make(1, length, key_dim, key_dim, {slope(1, 0), slope(7, 12)});
+            if (length > 1000) p = make(1, length, key_dim, key_dim, {slope(6, 0)});
+            p.theta = rounded(DType::f32, random_normal(p.heads * key_dim, 0.5));
+            p.qk_activation = Activation::silu;
+            p.first_position = 1000;
+            check(p, length < 1000);
+        }
+    Lightning p = make(1, 200, 64, 32, {slope(3, 0), slope(7, 12)});
+    p.theta = rounded(DType::f32, random_normal(p.heads * 64, 0.5));
+    p.qk_activation = Activation::one_plus_elu;
+    p.borders = {0, 70, 200};
+    check(p, true);
 }
 
 TEST(LightningBf16, LongSequences) {
