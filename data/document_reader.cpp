@@ -14,7 +14,6 @@ namespace levin {
 namespace {
 
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
-constexpr size_t kReadSize = size_t{256} << 10;
 // A line longer than this is taken for a file that is no JSON lines at all, instead of being held in memory.
 constexpr size_t kLongestLine = size_t{256} << 20;
 
@@ -94,7 +93,7 @@ struct DocumentReader::Members {
     void fill(size_t size) {
         while (!ended && rest.size() < size) {
             const size_t before = rest.size();
-            if (!reader->read(std::max(kReadSize, size - rest.size()), rest)) {
+            if (!reader->read(std::max(options.piece_bytes, size - rest.size()), rest)) {
                 ended = true;
                 XXH3_128bits_update(hash, &file_bytes, sizeof(file_bytes));
             }
