@@ -14,6 +14,7 @@
 #include <sstream>
 
 #include "kernels/base/error.h"
+#include "trainer/config.h"
 #include "trainer/report_page.h"
 
 namespace levin {
@@ -124,13 +125,13 @@ std::string read_optional(const std::string& path) {
     return text.str();
 }
 
-// The value of run.name in a resolved configuration; reports of foreign or broken files do without it.
+// run.name of a configuration; reports of foreign or broken files do without it.
 std::string name_in(const std::string& config) {
-    const std::string key = "\n  name: \"";
-    const size_t run = config.find("run:\n"), at = config.find(key);
-    if (run == std::string::npos || at == std::string::npos) return "";
-    const size_t begin = at + key.size(), end = config.find('"', begin);
-    return end == std::string::npos ? "" : config.substr(begin, end - begin);
+    try {
+        return parse_config(config, "config.yaml").run.name;
+    } catch (const Error&) {
+        return "";
+    }
 }
 
 }  // namespace
@@ -165,7 +166,8 @@ std::vector<size_t> decimate(const std::vector<double>& values, size_t bucket_co
 
 std::string report_html(const std::vector<ReportRun>& runs) {
     std::string data = "{\"runs\":[";
-    for (const ReportRun& run : runs) data += fmt::format("{}{}", data.back() == '[' ? "" : ",", run_json(run));
+    for (const ReportRun& run : runs)
+        data += fmt::format("{}{}", data.back() == '[' ? "" : ",", run_json(run));
     data += "]}";
     std::string page =
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n"

@@ -114,7 +114,7 @@ TEST(Report, AHundredThousandRowsGiveASmallPageQuickly) {
 TEST(Report, IsBuiltFromRunFolders) {
     const TemporaryFolder folder;
     Config config;
-    config.run.name = "first try";
+    config.run.name = "first \"try\"";
     for (const char* name : {"one", "two"}) {
         std::string lines;
         for (const StepMetrics& row : rows_of(20)) lines += to_json(row) + "\n";
@@ -124,7 +124,7 @@ TEST(Report, IsBuiltFromRunFolders) {
     write_report({folder / "one", folder / "two/"}, folder / "compare.html");
     const auto runs = data_of(read_text(folder / "compare.html"))["runs"];
     ASSERT_EQ(runs.size(), 2u);
-    EXPECT_EQ(runs[0]["name"], "first try");
+    EXPECT_EQ(runs[0]["name"], "first \"try\"");
     EXPECT_EQ(runs[0]["config"], to_yaml(config));
     EXPECT_EQ(runs[1]["name"], "two");
     EXPECT_EQ(runs[1]["summary"]["steps"], 20);
