@@ -31,6 +31,8 @@ public:
 
     std::string operator/(const std::string& name) const { return path_ + "/" + name; }
     std::string write(const std::string& name, const std::string& content) const {
+        // A new file: overwriting one makes some file systems wait for the disk.
+        std::filesystem::remove(*this / name);
         std::ofstream(*this / name, std::ios::binary) << content;
         return *this / name;
     }
