@@ -19,6 +19,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr const char* kLogitsFile = "levin_logits.safetensors";
+
 struct Options {
     std::string source, destination, dtype, shard_size = "5GB";
     bool overwrite = false, with_logits = false;
@@ -72,7 +74,7 @@ void write_logits(const Options& options, const ModelConfig& config) {
     const Tensor tokens = Tensor::from<int32_t>({batch * length}, ids);
     NoGradient off;
     const Tensor logits = model->logits(model->hidden(tokens, {.batch = batch, .length = length}));
-    const std::string path = (fs::path(options.destination) / "levin_logits.safetensors").string();
+    const std::string path = (fs::path(options.destination) / kLogitsFile).string();
     SafetensorsWriter writer(path, {{"input_ids", DType::i32, {batch, length}},
                                     {"logits", DType::f32, {batch, length, config.vocab_size}}});
     writer.write("input_ids", tokens.view({batch, length}));
@@ -106,7 +108,10 @@ void to_hf(const Options& options) {
                to_string(how.dtype), options.destination);
     if (model.tokenizer_files.empty())
         fmt::print("no tokenizer lies with {}: none was copied\n", options.source);
-    if (options.with_logits) write_logits(options, model.config);
+    if (options.with_logits)
+        write_logits(options, model.config);
+    else  // those of an earlier model would be compared with this one
+        fs::remove(fs::path(options.destination) / kLogitsFile);
 }
 
 }  // namespace
