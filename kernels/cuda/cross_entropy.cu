@@ -55,25 +55,29 @@ __global__ void __launch_bounds__(kThreads) cross_entropy_kernel(CrossEntropy ar
     });
     const A most = block_max(top);
     const A total = block_sum(top > -INFINITY ? sum * exp(top - most) : sum);
-    const A lse = most + log(total);
+    const A log_total = log(total), lse = most + log_total;
     const A at_target = to_acc(logits[target]);
     __syncthreads();  // everybody has read the target before the gradient overwrites it
     const A z_loss = A(args.z_loss);
-    if (threadIdx.x == 0) loss[row] = lse - at_target + z_loss * lse * lse;
+    if (threadIdx.x == 0) loss[row] = log_total - (at_target - most) + z_loss * lse * lse;
     if (args.gradient_scale == 0) return;
-    const A pull = A(1) + A(2) * z_loss * lse, scale = A(args.gradient_scale), factor = scale * pull;
+    const A pull = A(1) + A(2) * z_loss * lse, scale = A(args.gradient_scale), factor = scale * pull / total;
     sweep<N, kVector<T>>(args.stride, [&](int64_t c, auto n) {
         constexpr int kN = decltype(n)::value;
         auto z = load<kN>(logits + c);
         const auto raw = z;
 #pragma unroll
-        for (int i = 0; i < kN; ++i) z[i] = factor * exponential<T>(z[i] - lse);
+        for (int i = 0; i < kN; ++i)
+            z[i] = factor * exponential<T>(z[i] - most);  // exact shift, also far from zero
         const int64_t place = target - c, inside = vocab - c;
         if (place >= 0 && place < kN) {
             // p - 1 cancels where the model is sure; expm1 does not.
 #pragma unroll
             for (int i = 0; i < kN; ++i)
-                if (i == place) z[i] = scale * (expm1(raw[i] - lse) + (pull - A(1)) * exp(raw[i] - lse));
+                if (i == place) {
+                    const A log_p = raw[i] - most - log_total;
+                    z[i] = scale * (expm1(log_p) + (pull - A(1)) * exp(log_p));
+                }
         }
         if (inside < kN)
 #pragma unroll
