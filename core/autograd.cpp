@@ -39,7 +39,8 @@ struct Edge {
 
 struct Node {
     const char* op;
-    uint64_t order;  // creation order; an op's inputs always come before it
+    bool takes_unit_seed = false;  // as a root without a seed it gets no gradient tensor and takes it for one
+    uint64_t order;                // creation order; an op's inputs always come before it
     std::vector<Edge> inputs;
     BackwardFunction backward;
     std::vector<Shape> output_shapes;
@@ -70,6 +71,8 @@ thread_local int backward_depth = 0;  // > 1 inside the second run of a recomput
 // Leaves met by ops while a region runs without a graph: the region's node must hold them as inputs.
 thread_local std::vector<Variable>* leaf_recorder = nullptr;
 
+Tensor ones_like(const Tensor& x) { return Tensor::full(x.shape(), 1, x.dtype(), x.device()); }
+
 Tensor sum_of(Tensor a, const Tensor& b) {
     // In place where nobody else sees `a`.
     const bool in_place = a.owns_alone() && a.is_contiguous();
@@ -92,6 +95,23 @@ class Graph {
 public:
     static VariableState& state(const Variable& variable) { return *variable.state_; }
 
+    // Counts the uses of every leaf that can be reached from the nodes on `stack`.
+    static void visit(std::vector<Node*> stack, std::unordered_set<Node*>& seen,
+                      std::unordered_map<VariableState*, int64_t>& uses) {
+        while (!stack.empty()) {
+            Node* node = stack.back();
+            stack.pop_back();
+            LEVIN_CHECK(node->backward, "autograd", "backward() a second time through the same graph ({})",
+                        node->op);
+            for (const Edge& input : node->inputs) {
+                if (input.leaf.defined())
+                    ++uses[&state(input.leaf)];
+                else if (input.node && seen.insert(input.node.get()).second)
+                    stack.push_back(input.node.get());
+            }
+        }
+    }
+
     static void run(std::span<const Variable> roots, std::span<const Tensor> seeds) {
         std::unordered_map<VariableState*, int64_t> uses;  // of each leaf, still to come
         std::unordered_set<Node*> seen;
@@ -103,29 +123,19 @@ public:
             later);
         std::unordered_set<Node*> queued;
 
+        for (const Variable& root : roots) {
+            const auto& node = state(root).node;
+            LEVIN_CHECK(node, "autograd", "backward() from a variable that no op with gradients made");
+            if (seen.insert(node.get()).second) stack.push_back(node.get());
+            if (queued.insert(node.get()).second) ready.push(node);
+        }
+        visit(stack, seen, uses);  // nothing is touched before the whole graph is known to be whole
         for (size_t i = 0; i < roots.size(); ++i) {
             VariableState& root = state(roots[i]);
-            LEVIN_CHECK(root.node, "autograd", "backward() from a variable that no op with gradients made");
-            LEVIN_CHECK(root.node->backward, "autograd",
-                        "backward() a second time through the same graph ({})", root.node->op);
-            if (seeds[i].defined()) {
-                root.node->receive(root.output, seeds[i]);
-            } else {
-                LEVIN_CHECK(root.value.count() == 1, "autograd", "the root has {} elements: give the seed",
-                            root.value.count());
-            }
-            if (seen.insert(root.node.get()).second) stack.push_back(root.node.get());
-            if (queued.insert(root.node.get()).second) ready.push(root.node);
-        }
-        while (!stack.empty()) {
-            Node* node = stack.back();
-            stack.pop_back();
-            for (const Edge& input : node->inputs) {
-                if (input.leaf.defined())
-                    ++uses[&state(input.leaf)];
-                else if (input.node && seen.insert(input.node.get()).second)
-                    stack.push_back(input.node.get());
-            }
+            LEVIN_CHECK(seeds[i].defined() || root.value.count() == 1, "autograd",
+                        "the root has {} elements: give the seed", root.value.count());
+            if (!root.node->takes_unit_seed || seeds[i].defined())
+                root.node->receive(root.output, seeds[i].defined() ? seeds[i] : ones_like(root.value));
         }
 
         struct Depth {
@@ -135,11 +145,10 @@ public:
         while (!ready.empty()) {
             const std::shared_ptr<Node> node = ready.top();
             ready.pop();
-            const bool is_root = std::any_of(roots.begin(), roots.end(),
-                                             [&](const Variable& root) { return state(root).node == node; });
+            // What nobody gave a gradient stays out: an output that was used, but not for these roots.
             const bool reached = std::any_of(node->gradients.begin(), node->gradients.end(),
                                              [](const Tensor& gradient) { return gradient.defined(); });
-            if (is_root || reached) {
+            if (reached || node->takes_unit_seed) {
                 Gradients sink(*node);
                 node->backward(node->gradients, sink);
             }
@@ -292,15 +301,17 @@ std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::
 
 Variable record(const char* op, std::vector<Variable> inputs, Tensor output,
                 std::function<void(const Tensor&, Gradients&)> backward) {
-    const DType dtype = output.dtype();
-    const Device device = output.device();
-    const Shape shape = output.shape();
     return record(op, std::move(inputs), std::vector<Tensor>{std::move(output)},
-                  [run = std::move(backward), shape, dtype, device](std::span<const Tensor> gradients,
-                                                                    Gradients& sink) {
-                      run(gradients[0].defined() ? gradients[0] : Tensor::full(shape, 1, dtype, device),
-                          sink);
+                  [run = std::move(backward)](std::span<const Tensor> gradients, Gradients& sink) {
+                      run(gradients[0], sink);
                   })[0];
+}
+
+Variable record_loss(const char* op, std::vector<Variable> inputs, Tensor loss,
+                     std::function<void(const Tensor&, Gradients&)> backward) {
+    Variable result = record(op, std::move(inputs), std::move(loss), std::move(backward));
+    if (const auto node = Graph::state(result).node) node->takes_unit_seed = true;
+    return result;
 }
 
 std::vector<Variable> record_slices(const char* op, const Variable& input, std::vector<Tensor> outputs) {

@@ -99,6 +99,10 @@ std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::
                              BackwardFunction backward);
 Variable record(const char* op, std::vector<Variable> inputs, Tensor output,
                 std::function<void(const Tensor& gradient, Gradients& inputs)> backward);
+// A loss that forms its gradients in its forward pass: as the root of backward() without a seed its function
+// gets an undefined gradient, which stands for one.
+Variable record_loss(const char* op, std::vector<Variable> inputs, Tensor loss,
+                     std::function<void(const Tensor& gradient, Gradients& inputs)> backward);
 // As above; the outputs are column slices of the input's value, and buffers for their gradients are slices
 // too.
 std::vector<Variable> record_slices(const char* op, const Variable& input, std::vector<Tensor> outputs);
@@ -126,7 +130,8 @@ private:
 };
 
 // Activation recomputation: runs `region` without keeping anything but its inputs, and again in backward. The
-// region must be a pure function of `inputs` and of parameters. Bitwise the same gradients as without.
+// region must be a pure function of `inputs` and of parameters. The same gradients to the bit, as long as
+// each input is used in one region only (else the order of its sums changes).
 std::vector<Variable> recompute(const std::function<std::vector<Variable>(std::span<const Variable>)>& region,
                                 std::vector<Variable> inputs);
 

@@ -43,10 +43,9 @@ int run(int argc, char** argv) {
             unknown = unknown && command->get_name() != argv[1];
         }
         if (unknown)
-            fmt::print(stderr, "levin: there is no command '{}'. There are:{}\n", argv[1], commands);
-        else
-            fmt::print(stderr, "levin: {}\nRun with --help to see what there is.\n", error.what());
-        return static_cast<int>(levin::Fault::input);
+            levin::fail(levin::Fault::input, "usage", "there is no command '{}'. There are:{}", argv[1],
+                        commands);
+        levin::fail(levin::Fault::input, "usage", "{}\nRun with --help to see what there is.", error.what());
     }
     return 0;
 }
@@ -54,8 +53,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    std::signal(
-        SIGXFSZ,
-        SIG_IGN);  // a file over its size limit is an error like a full disk, not the end of the process
+    // A file over its size limit is an error like a full disk, not the end of the process.
+    std::signal(SIGXFSZ, SIG_IGN);
     return levin::run_ranks([&](levin::World&) { return run(argc, argv); });
 }

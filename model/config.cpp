@@ -129,6 +129,9 @@ void ModelConfig::validate() const {
                       layer, num_layers - 1);
         previous = layer;
     }
+    LEVIN_REQUIRE(glu_activation != Activation::exp, where,
+                  "model.glu_activation is exp, which is defined over a head's width only; choose silu, none "
+                  "or another");
     LEVIN_REQUIRE(norm_eps >= 0 && norm_eps < 1, where,
                   "model.norm_eps is {}; expected 0 (default) to below 1", norm_eps);
     LEVIN_REQUIRE(rope_base > 1, where, "model.rope_base is {}; it must be above 1", rope_base);

@@ -199,8 +199,9 @@ private:
             StepMetrics row = update(prefetcher, accumulation);
             const bool last = step_ == t.steps;
             if (validation_ && (last || (t.eval_every > 0 && step_ % t.eval_every == 0)))
-                row.validation_loss =
-                    evaluate(model_, *validation_, t.micro_batch, t.eval_batches, ranks_).loss;
+                row.validation_loss = evaluate(model_, *validation_, t.micro_batch,
+                                               t.eval_batches * t.global_batch / t.micro_batch, ranks_)
+                                          .loss;
             record(row);
             if (!std::isfinite(row.loss) || !std::isfinite(row.grad_norm))
                 fail(Fault::numbers, "train",

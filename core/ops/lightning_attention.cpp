@@ -13,6 +13,8 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
     const Tensor theta = options.theta.defined() ? options.theta.value() : Tensor{};
     const Tensor state = options.initial_state.defined() ? options.initial_state.value() : Tensor{};
     const Tensor slopes = options.slopes, cu_seqlens = layout.cu_seqlens;
+    LEVIN_CHECK(!cu_seqlens.defined() || layout.batch == 1, "lightning_attention",
+                "packed documents in {} rows: there is one", layout.batch);
     LEVIN_CHECK(qv.shape() == kv.shape() && qv.rows() == vv.rows() && qv.rows() == layout.tokens() &&
                     qv.dim(-1) % options.heads == 0 && vv.dim(-1) % options.heads == 0 &&
                     slopes.count() == options.heads,
@@ -60,25 +62,24 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
     std::vector<Tensor> outputs{o};
     if (final_state.defined()) outputs.push_back(final_state);
 
-    auto results = record("lightning_attention", inputs, std::move(outputs),
-                          // slopes and cu_seqlens are captured to keep alive what `shape` points to.
-                          [shape, qv, kv, vv, theta, state, slopes, cu_seqlens](
-                              std::span<const Tensor> gradients, Gradients& inputs) {
-                              const bool has_theta = theta.defined(), has_state = state.defined();
-                              const Tensor d_o =
-                                  gradients[0].defined()
-                                      ? gradients[0].contiguous()
-                                      : Tensor::zeros({qv.rows(), vv.dim(-1)}, vv.dtype(), vv.device());
-                              const Tensor d_final = gradients.size() > 1 ? gradients[1] : Tensor{};
-                              Tensor dq = inputs.buffer(0), dk = inputs.buffer(1), dv = inputs.buffer(2);
-                              Tensor d_initial;
-                              if (has_state)
-                                  d_initial = Tensor::empty(state.shape(), state.dtype(), state.device());
-                              Tensor dtheta;
-                              if (has_theta)
-                                  dtheta = Tensor::empty(theta.shape(), theta.dtype(), theta.device());
-                              kernels::lightning_backward(
-                                  qv.stream(), {.shape = shape,
+    auto results =
+        record("lightning_attention", inputs, std::move(outputs),
+               // slopes and cu_seqlens are captured to keep alive what `shape` points to.
+               [shape, qv, kv, vv, theta, state, slopes, cu_seqlens](std::span<const Tensor> gradients,
+                                                                     Gradients& inputs) {
+                   const bool has_theta = theta.defined(), has_state = state.defined();
+                   const Tensor d_o = gradients[0].defined()
+                                          ? gradients[0].contiguous()
+                                          : Tensor::zeros({qv.rows(), vv.dim(-1)}, vv.dtype(), vv.device());
+                   const Tensor d_final =
+                       gradients.size() > 1 && gradients[1].defined() ? gradients[1].contiguous() : Tensor{};
+                   Tensor dq = inputs.buffer(0), dk = inputs.buffer(1), dv = inputs.buffer(2);
+                   Tensor d_initial;
+                   if (has_state) d_initial = Tensor::empty(state.shape(), state.dtype(), state.device());
+                   Tensor dtheta;
+                   if (has_theta) dtheta = Tensor::empty(theta.shape(), theta.dtype(), theta.device());
+                   kernels::lightning_backward(qv.stream(),
+                                               {.shape = shape,
                                                 .q = qv.data(),
                                                 .q_stride = qv.row_stride(),
                                                 .k = kv.data(),
@@ -97,12 +98,12 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
                                                 .dtheta = has_theta ? dtheta.data() : nullptr,
                                                 .beta = 0,
                                                 .d_initial_state = has_state ? d_initial.data() : nullptr});
-                              inputs.add(0, dq);
-                              inputs.add(1, dk);
-                              inputs.add(2, dv);
-                              if (has_theta) inputs.add(3, dtheta);
-                              if (has_state) inputs.add(has_theta ? 4 : 3, d_initial);
-                          });
+                   inputs.add(0, dq);
+                   inputs.add(1, dk);
+                   inputs.add(2, dv);
+                   if (has_theta) inputs.add(3, dtheta);
+                   if (has_state) inputs.add(has_theta ? 4 : 3, d_initial);
+               });
     return {results[0], results.size() > 1 ? results[1] : Variable{}};
 }
 

@@ -97,16 +97,16 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
                               .beta = 0,
                               .b = nullptr,
                               .y = loss.data()});
-    auto results =
-        record("linear_cross_entropy", {hidden, weight}, std::vector<Tensor>{loss},
-               [dh, dw_apart](std::span<const Tensor> gradients, Gradients& inputs) {
-                   LEVIN_CHECK(!gradients[0].defined(), "linear_cross_entropy",
-                               "its gradients are formed in the forward pass: use CrossEntropyOptions::scale "
-                               "and make this loss the root of backward()");
-                   if (dh.defined()) inputs.add(0, dh);
-                   if (dw_apart.defined()) inputs.add(1, dw_apart);
-               });
-    return {results[0], losses};
+    const Variable result = record_loss("linear_cross_entropy", {hidden, weight}, loss,
+                                        [dh, dw_apart](const Tensor& gradient, Gradients& inputs) {
+                                            LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
+                                                        "its gradients are formed in the forward pass: use "
+                                                        "CrossEntropyOptions::scale and make this loss the "
+                                                        "root of backward()");
+                                            if (dh.defined()) inputs.add(0, dh);
+                                            if (dw_apart.defined()) inputs.add(1, dw_apart);
+                                        });
+    return {result, losses};
 }
 
 }  // namespace levin::ops

@@ -146,6 +146,36 @@ TEST(Autograd, RecomputationGivesTheSameBitsForLessMemory) {
     EXPECT_EQ(hooks[2], 1);
 }
 
+TEST(Autograd, RootsWithoutASeedCountAsOneWhateverMadeThem) {
+    Variable x = leaf({1, 2}, "x");
+    const auto of_region = [&] {
+        return recompute(
+            [](std::span<const Variable> in) {
+                return std::vector<Variable>{scale(split(in[0], {1, 1})[0], 3)};
+            },
+            {x});
+    };
+    backward(of_region()[0]);
+    EXPECT_EQ(bits(x.gradient()), (std::vector<double>{3, 0}));
+    x.clear_gradient();
+    backward(split(x, {1, 1})[1]);
+    EXPECT_EQ(bits(x.gradient()), (std::vector<double>{0, 1}));
+    // A root that is also reached from another one counts twice.
+    Variable y = leaf({1}, "y");
+    const Variable inner = scale(y, 2), outer = scale(inner, 5);
+    backward(std::vector<Variable>{inner, outer}, std::vector<Tensor>(2));
+    EXPECT_EQ(y.gradient().item(), 12);
+}
+
+TEST(Autograd, ASharedTrunkRunsBackwardOnce) {
+    Variable x = leaf({2}, "x");
+    const Variable trunk = scale(x, 2), a = scale(trunk, 3), b = scale(trunk, 4);
+    const Tensor one = Tensor::full({2}, 1, DType::f64);
+    backward(a, one);
+    EXPECT_THROW(backward(b, one), Error);
+    EXPECT_EQ(bits(x.gradient()), (std::vector<double>{6, 6}));
+}
+
 TEST(Autograd, ALossThatIsNotTheRootIsRefused) {
     Variable h = leaf({2, 4}, "h"), w = leaf({3, 4}, "w");
     const Tensor targets = Tensor::from({2}, std::vector<int32_t>{0, 1});

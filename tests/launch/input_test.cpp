@@ -31,6 +31,7 @@ TEST_F(WrongInput, InTheConfiguration) {
     expect_refused(train_with("model.num_heads=7"), {"num_heads", "7"});
     expect_refused(train_with("trainer.stepz=1"), {"trainer.stepz", "trainer.steps"});
     expect_refused(train_with("trainer.global_batch=3"), {"global_batch"});
+    expect_refused(train_with("model.glu_activation=exp"), {"glu_activation", "silu"});
     expect_refused(train_with("parallel.tp=2"), {"parallel.tp"});
     expect_refused(train_with("parallel.zero=1"), {"parallel.zero"});
     expect_refused(levin() + " train " + (folder_ / "missing.yaml"), {"missing.yaml"});
