@@ -73,109 +73,174 @@ double first_time(const LightningBackward& args, const Chain& chain) {
     return args.initial_state || args.d_final_state ? static_cast<double>(chain.position) : 0.0;
 }
 
-// dq of a range of columns.
+// dq of a range of columns, one head.
 template <class T>
-void query_gradient(const LightningBackward& args, const Chain& chain, Columns keys,
-                    const typename Powers<arithmetic_t<T>>::Head& powers, double* dtheta) {
+class QueryGradient {
     using R = arithmetic_t<T>;
-    const LightningShape& shape = args.shape;
-    Scratch& scratch = Scratch::fresh();
-    Angles<R> angles(scratch, shape, chain.head, keys);
-    AscendingTiles<R> tiles(scratch, shape.value_dim, angles.width());
-    bool old = args.initial_state != nullptr;
-    if (old)
-        load_state_turned(shape, keys, tiles.n,
-                          state_of(shape, chain, static_cast<const R*>(args.initial_state)), tiles.state,
-                          tiles.n_stride);
-    const int64_t d_o_stride = shape.heads * shape.value_dim;
-    for (int64_t done = 0; done < chain.length; done += kTile) {
-        const int64_t m = std::min(kTile, chain.length - done), token = chain.begin + done;
-        angles.seek(chain.position + done, m);
-        load_rows(Activation::none, m, shape.value_dim, {0, shape.value_dim},
-                  rows_of<T>(args.d_o, token, d_o_stride, chain.head, shape.value_dim), d_o_stride,
-                  tiles.left, tiles.width_stride);
-        load_rows(shape.v_activation, m, shape.value_dim, {0, shape.value_dim},
-                  rows_of<T>(args.v, token, args.v_stride, chain.head, shape.value_dim), args.v_stride,
-                  tiles.right, tiles.width_stride);
-        load_keys(shape.qk_activation, m, shape.key_dim, angles,
-                  rows_of<T>(args.k, token, args.k_stride, chain.head, shape.key_dim), args.k_stride,
-                  tiles.values, tiles.n_stride);
-        tiles.ahead.clear();
-        fetch_rows<T>(tiles.ahead, m, args.q, token, args.q_stride, chain.head, shape.key_dim);
-        fetch_rows<T>(tiles.ahead, m, args.dq, token, args.dq_stride, chain.head, shape.key_dim);
-        if (const int64_t next = std::min(kTile, chain.length - done - m); next > 0) {
-            fetch_rows<T>(tiles.ahead, next, args.d_o, token + m, d_o_stride, chain.head, shape.value_dim);
-            fetch_rows<T>(tiles.ahead, next, args.v, token + m, args.v_stride, chain.head, shape.value_dim);
-            fetch_rows<T>(tiles.ahead, next, args.k, token + m, args.k_stride, chain.head, shape.key_dim);
-        }
-        tiles.ascend(m, powers, old, done + m < chain.length);
-        old = true;
-        store_key_gradient(shape.qk_activation, m, shape.key_dim, angles,
-                           rows_of<T>(args.q, token, args.q_stride, chain.head, shape.key_dim), args.q_stride,
-                           tiles.out, tiles.n_stride,
-                           rows_of<T>(args.dq, token, args.dq_stride, chain.head, shape.key_dim),
-                           args.dq_stride, first_time(args, chain) + static_cast<double>(done), dtheta);
-    }
-}
 
-// dk, dv and the gradient of the initial state.
-template <class T>
-void key_value_gradient(const LightningBackward& args, const Chain& chain,
-                        const typename Powers<arithmetic_t<T>>::Head& powers, double* dtheta) {
-    using R = arithmetic_t<T>;
-    const LightningShape& shape = args.shape;
-    const Columns keys{0, shape.key_dim}, values{0, shape.value_dim};
-    Scratch& scratch = Scratch::fresh();
-    Angles<R> angles(scratch, shape, chain.head, keys);
-    DescendingTiles<R> tiles(scratch, angles.width(), shape.value_dim);
-    bool old = args.d_final_state != nullptr;
-    if (old)
-        load_state_turned(shape, keys, tiles.width,
-                          state_of(shape, chain, static_cast<const R*>(args.d_final_state)), tiles.state,
-                          tiles.width_stride);
-    const int64_t d_o_stride = shape.heads * shape.value_dim;
-    for (int64_t done = (chain.length - 1) / kTile * kTile; done >= 0 && chain.length > 0; done -= kTile) {
-        const int64_t m = std::min(kTile, chain.length - done), token = chain.begin + done;
-        const T* k = rows_of<T>(args.k, token, args.k_stride, chain.head, shape.key_dim);
-        const T* v = rows_of<T>(args.v, token, args.v_stride, chain.head, shape.value_dim);
-        angles.seek(chain.position + done, m, -1);
-        load_keys(shape.qk_activation, m, shape.key_dim, angles,
-                  rows_of<T>(args.q, token, args.q_stride, chain.head, shape.key_dim), args.q_stride, tiles.q,
-                  tiles.width_stride);
-        load_keys(shape.qk_activation, m, shape.key_dim, angles, k, args.k_stride, tiles.k,
-                  tiles.width_stride);
-        load_rows(shape.v_activation, m, shape.value_dim, values, v, args.v_stride, tiles.v, tiles.n_stride);
-        load_rows(Activation::none, m, shape.value_dim, values,
-                  rows_of<T>(args.d_o, token, d_o_stride, chain.head, shape.value_dim), d_o_stride, tiles.d_o,
-                  tiles.n_stride);
-        tiles.ahead.clear();
-        fetch_rows<T>(tiles.ahead, m, args.dk, token, args.dk_stride, chain.head, shape.key_dim);
-        fetch_rows<T>(tiles.ahead, m, args.dv, token, args.dv_stride, chain.head, shape.value_dim);
-        if (done > 0) {
-            fetch_rows<T>(tiles.ahead, kTile, args.q, token - kTile, args.q_stride, chain.head,
-                          shape.key_dim);
-            fetch_rows<T>(tiles.ahead, kTile, args.k, token - kTile, args.k_stride, chain.head,
-                          shape.key_dim);
-            fetch_rows<T>(tiles.ahead, kTile, args.v, token - kTile, args.v_stride, chain.head,
-                          shape.value_dim);
-            fetch_rows<T>(tiles.ahead, kTile, args.d_o, token - kTile, d_o_stride, chain.head,
-                          shape.value_dim);
-        }
-        tiles.descend(m, powers, old, args.d_initial_state || done > 0);
-        old = true;
-        store_key_gradient(shape.qk_activation, m, shape.key_dim, angles, k, args.k_stride, tiles.dk,
-                           tiles.width_stride,
-                           rows_of<T>(args.dk, token, args.dk_stride, chain.head, shape.key_dim),
-                           args.dk_stride, first_time(args, chain) + static_cast<double>(done), dtheta);
-        store_value_gradient(
-            shape.v_activation, m, shape.value_dim, v, args.v_stride, tiles.v, tiles.n_stride,
-            rows_of<T>(args.dv, token, args.dv_stride, chain.head, shape.value_dim), args.dv_stride);
+public:
+    QueryGradient(const LightningBackward& args, const Chain& chain, const typename Powers<R>::Head& powers,
+                  AscendingTiles<R>& tiles, Angles<R> angles, R* state, double* dtheta)
+        : args_(args),
+          shape_(args.shape),
+          chain_(chain),
+          powers_(powers),
+          tiles_(tiles),
+          angles_(std::move(angles)),
+          state_(state),
+          dtheta_(dtheta),
+          old_(args.initial_state != nullptr) {
+        if (old_)
+            load_state_turned(shape_, angles_.columns(), tiles.n,
+                              state_of(shape_, chain, static_cast<const R*>(args.initial_state)), state_,
+                              tiles.n_stride);
     }
-    if (!args.d_initial_state) return;
-    R* out = state_of(shape, chain, static_cast<R*>(args.d_initial_state));
-    for (int64_t c = 0; c < tiles.width; ++c)
-        for (int64_t e = 0; e < shape.value_dim; ++e)
-            out[c * shape.value_dim + e] = old ? tiles.state[e * tiles.width_stride + c] : R(0);
+    const Angles<R>& angles() const { return angles_; }
+    void outputs(Prefetch& ahead, int64_t done) const {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        fetch_rows<T>(ahead, m, args_.q, token, args_.q_stride, chain_.head, shape_.key_dim);
+        fetch_rows<T>(ahead, m, args_.dq, token, args_.dq_stride, chain_.head, shape_.key_dim);
+    }
+    void inputs(Prefetch& ahead, int64_t done) const {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        fetch_rows<T>(ahead, m, args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim);
+        fetch_rows<T>(ahead, m, args_.v, token, args_.v_stride, chain_.head, shape_.value_dim);
+        fetch_rows<T>(ahead, m, args_.k, token, args_.k_stride, chain_.head, shape_.key_dim);
+    }
+    void step(int64_t done) {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        const Columns values{0, shape_.value_dim};
+        angles_.seek(chain_.position + done, m);
+        load_rows(Activation::none, m, shape_.value_dim, values,
+                  rows_of<T>(args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim), d_o_stride(),
+                  tiles_.left, tiles_.width_stride);
+        load_rows(shape_.v_activation, m, shape_.value_dim, values,
+                  rows_of<T>(args_.v, token, args_.v_stride, chain_.head, shape_.value_dim), args_.v_stride,
+                  tiles_.right, tiles_.width_stride);
+        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_,
+                  rows_of<T>(args_.k, token, args_.k_stride, chain_.head, shape_.key_dim), args_.k_stride,
+                  tiles_.values, tiles_.n_stride);
+        tiles_.ascend(m, powers_, state_, old_, done + m < chain_.length);
+        old_ = true;
+        store_key_gradient(shape_.qk_activation, m, shape_.key_dim, angles_,
+                           rows_of<T>(args_.q, token, args_.q_stride, chain_.head, shape_.key_dim),
+                           args_.q_stride, tiles_.out, tiles_.n_stride,
+                           rows_of<T>(args_.dq, token, args_.dq_stride, chain_.head, shape_.key_dim),
+                           args_.dq_stride, first_time(args_, chain_) + static_cast<double>(done), dtheta_);
+    }
+
+private:
+    int64_t rows(int64_t done) const { return std::min(kTile, chain_.length - done); }
+    int64_t d_o_stride() const { return shape_.heads * shape_.value_dim; }
+    const LightningBackward& args_;
+    const LightningShape& shape_;
+    const Chain& chain_;
+    typename Powers<R>::Head powers_;
+    AscendingTiles<R>& tiles_;
+    Angles<R> angles_;
+    R* state_;
+    double* dtheta_;
+    bool old_;
+};
+
+// dk, dv and the gradient of the initial state, one head.
+template <class T>
+class KeyValueGradient {
+    using R = arithmetic_t<T>;
+
+public:
+    KeyValueGradient(const LightningBackward& args, const Chain& chain,
+                     const typename Powers<R>::Head& powers, DescendingTiles<R>& tiles, Angles<R> angles,
+                     R* state, double* dtheta)
+        : args_(args),
+          shape_(args.shape),
+          chain_(chain),
+          powers_(powers),
+          tiles_(tiles),
+          angles_(std::move(angles)),
+          state_(state),
+          dtheta_(dtheta),
+          old_(args.d_final_state != nullptr) {
+        if (old_)
+            load_state_turned(shape_, angles_.columns(), tiles.width,
+                              state_of(shape_, chain, static_cast<const R*>(args.d_final_state)), state_,
+                              tiles.width_stride);
+    }
+    const Angles<R>& angles() const { return angles_; }
+    void outputs(Prefetch& ahead, int64_t done) const {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        fetch_rows<T>(ahead, m, args_.dk, token, args_.dk_stride, chain_.head, shape_.key_dim);
+        fetch_rows<T>(ahead, m, args_.dv, token, args_.dv_stride, chain_.head, shape_.value_dim);
+    }
+    void inputs(Prefetch& ahead, int64_t done) const {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        fetch_rows<T>(ahead, m, args_.q, token, args_.q_stride, chain_.head, shape_.key_dim);
+        fetch_rows<T>(ahead, m, args_.k, token, args_.k_stride, chain_.head, shape_.key_dim);
+        fetch_rows<T>(ahead, m, args_.v, token, args_.v_stride, chain_.head, shape_.value_dim);
+        fetch_rows<T>(ahead, m, args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim);
+    }
+    void step(int64_t done) {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        const Columns values{0, shape_.value_dim};
+        const T* k = rows_of<T>(args_.k, token, args_.k_stride, chain_.head, shape_.key_dim);
+        const T* v = rows_of<T>(args_.v, token, args_.v_stride, chain_.head, shape_.value_dim);
+        angles_.seek(chain_.position + done, m, -1);
+        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_,
+                  rows_of<T>(args_.q, token, args_.q_stride, chain_.head, shape_.key_dim), args_.q_stride,
+                  tiles_.q, tiles_.width_stride);
+        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_, k, args_.k_stride, tiles_.k,
+                  tiles_.width_stride);
+        load_rows(shape_.v_activation, m, shape_.value_dim, values, v, args_.v_stride, tiles_.v,
+                  tiles_.n_stride);
+        load_rows(Activation::none, m, shape_.value_dim, values,
+                  rows_of<T>(args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim), d_o_stride(),
+                  tiles_.d_o, tiles_.n_stride);
+        tiles_.descend(m, powers_, state_, old_, args_.d_initial_state || done > 0);
+        old_ = true;
+        store_key_gradient(shape_.qk_activation, m, shape_.key_dim, angles_, k, args_.k_stride, tiles_.dk,
+                           tiles_.width_stride,
+                           rows_of<T>(args_.dk, token, args_.dk_stride, chain_.head, shape_.key_dim),
+                           args_.dk_stride, first_time(args_, chain_) + static_cast<double>(done), dtheta_);
+        store_value_gradient(
+            shape_.v_activation, m, shape_.value_dim, v, args_.v_stride, tiles_.v, tiles_.n_stride,
+            rows_of<T>(args_.dv, token, args_.dv_stride, chain_.head, shape_.value_dim), args_.dv_stride);
+    }
+    void finish() const {
+        if (!args_.d_initial_state) return;
+        R* out = state_of(shape_, chain_, static_cast<R*>(args_.d_initial_state));
+        for (int64_t c = 0; c < tiles_.width; ++c)
+            for (int64_t e = 0; e < shape_.value_dim; ++e)
+                out[c * shape_.value_dim + e] = old_ ? state_[e * tiles_.width_stride + c] : R(0);
+    }
+
+private:
+    int64_t rows(int64_t done) const { return std::min(kTile, chain_.length - done); }
+    int64_t d_o_stride() const { return shape_.heads * shape_.value_dim; }
+    const LightningBackward& args_;
+    const LightningShape& shape_;
+    const Chain& chain_;
+    typename Powers<R>::Head powers_;
+    DescendingTiles<R>& tiles_;
+    Angles<R> angles_;
+    R* state_;
+    double* dtheta_;
+    bool old_;
+};
+
+// `count` heads of one sequence, from `chains` on; dtheta(chain, column) is where a head adds its part.
+template <class T, template <class> class Head, class Tiles, class Part>
+std::vector<Head<T>> heads_of(const LightningBackward& args, const Chain* chains, int64_t count, Columns keys,
+                              const Powers<arithmetic_t<T>>& powers, Scratch& scratch, Tiles& tiles,
+                              const Part& dtheta) {
+    using R = arithmetic_t<T>;
+    std::vector<Head<T>> heads;
+    heads.reserve(static_cast<size_t>(count));
+    for (const Chain* chain = chains; chain < chains + count; ++chain)
+        heads.emplace_back(
+            args, *chain, powers.of(chain->head), tiles,
+            Angles<R>(scratch, args.shape, chain->head, keys, heads.empty() ? nullptr : &heads[0].angles()),
+            tiles.take_state(scratch), dtheta(*chain, keys.begin));
+    return heads;
 }
 
 }  // namespace
@@ -206,14 +271,25 @@ void lightning_backward(const LightningBackward& args) {
         const int64_t threads = omp_get_max_threads();
         const int64_t cuts = std::clamp<int64_t>((threads - count) / std::max<int64_t>(count, 1), 1,
                                                  round_up<R>(shape.key_dim) / kLanes<R>);
-        for_each_task(count * (1 + cuts), work, [&](int64_t task) {
-            if (task < count) {
-                const Chain& chain = chains[static_cast<size_t>(task)];
-                key_value_gradient<T>(args, chain, powers.of(chain.head), part(1, chain, 0));
+        const int64_t together = cuts > 1 ? 1 : heads_together(shape, count, 2), groups = count / together;
+        for_each_task(groups * (1 + cuts), work, [&](int64_t task) {
+            Scratch& scratch = Scratch::fresh();
+            if (task < groups) {
+                const Chain* first = &chains[static_cast<size_t>(task * together)];
+                DescendingTiles<R> tiles(scratch, shape.key_width(), shape.value_dim);
+                auto heads = heads_of<T, KeyValueGradient>(
+                    args, first, together, {0, shape.key_dim}, powers, scratch, tiles,
+                    [&](const Chain& chain, int64_t column) { return part(1, chain, column); });
+                run_tiles(heads, tiles.ahead, first->length, true);
+                for (const auto& head : heads) head.finish();
             } else {
-                const Chain& chain = chains[static_cast<size_t>((task - count) / cuts)];
-                const Columns keys = part_of<R>(shape.key_dim, (task - count) % cuts, cuts);
-                query_gradient<T>(args, chain, keys, powers.of(chain.head), part(0, chain, keys.begin));
+                const Chain* first = &chains[static_cast<size_t>((task - groups) / cuts * together)];
+                const Columns keys = part_of<R>(shape.key_dim, (task - groups) % cuts, cuts);
+                AscendingTiles<R> tiles(scratch, shape.value_dim, shape.theta ? 2 * keys.count : keys.count);
+                auto heads = heads_of<T, QueryGradient>(
+                    args, first, together, keys, powers, scratch, tiles,
+                    [&](const Chain& chain, int64_t column) { return part(0, chain, column); });
+                run_tiles(heads, tiles.ahead, first->length, false);
             }
         });
         if (!shape.theta || !args.dtheta) return;

@@ -1,4 +1,4 @@
-// Forward pass of lightning attention: tiles ascending, the state in the thread's scratch.
+// Forward pass of lightning attention: tiles ascending, the states in the thread's scratch.
 #include "kernels/backends.h"
 #include "kernels/cpu/lightning_step.h"
 
@@ -37,6 +37,20 @@ std::vector<Chain> make_chains(const LightningShape& shape) {
     std::stable_sort(chains.begin(), chains.end(),
                      [](const Chain& a, const Chain& b) { return a.length > b.length; });
     return chains;
+}
+
+int64_t heads_together(const LightningShape& shape, int64_t chains, int64_t tasks) {
+    constexpr int64_t most_bytes = 384 << 10;
+    const auto state_bytes =
+        static_cast<int64_t>(size_of(accumulator_of(shape.dtype))) * shape.key_width() * shape.value_dim;
+    const int64_t threads = omp_get_max_threads();
+    for (int64_t together = std::min<int64_t>(8, shape.heads); together > 1; --together) {
+        const int64_t left = chains * tasks / together;
+        if (shape.heads % together == 0 && together * state_bytes <= most_bytes &&
+            (left % threads == 0 || left >= 4 * threads))
+            return together;
+    }
+    return 1;
 }
 
 namespace {
@@ -79,54 +93,100 @@ void forward_token(const LightningForward& args, const Chain& chain, Columns val
         0);
 }
 
+// One head on its way through its sequence.
 template <class T>
-void forward_chain(const LightningForward& args, const Chain& chain, Columns values,
-                   const typename Powers<arithmetic_t<T>>::Head& powers) {
+class ForwardHead {
+    using R = arithmetic_t<T>;
+
+public:
+    ForwardHead(const LightningForward& args, const Chain& chain, Columns values,
+                const typename Powers<R>::Head& powers, AscendingTiles<R>& tiles, Angles<R> angles, R* state)
+        : args_(args),
+          shape_(args.shape),
+          chain_(chain),
+          values_(values),
+          powers_(powers),
+          tiles_(tiles),
+          angles_(std::move(angles)),
+          state_(state),
+          old_(args.initial_state != nullptr) {
+        if (!old_) return;
+        const R* in = state_of(shape_, chain_, static_cast<const R*>(args.initial_state)) + values.begin;
+        for (int64_t c = 0; c < tiles.width; ++c)
+            std::copy_n(in + c * shape_.value_dim, tiles.n, state_ + c * tiles.n_stride);
+    }
+    void outputs(Prefetch& ahead, int64_t done) const {
+        fetch_rows<T>(ahead, rows(done), args_.o, chain_.begin + done, o_stride(), chain_.head,
+                      shape_.value_dim);
+    }
+    void inputs(Prefetch& ahead, int64_t done) const {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        fetch_rows<T>(ahead, m, args_.q, token, args_.q_stride, chain_.head, shape_.key_dim);
+        fetch_rows<T>(ahead, m, args_.k, token, args_.k_stride, chain_.head, shape_.key_dim);
+        fetch_rows<T>(ahead, m, args_.v, token, args_.v_stride, chain_.head, shape_.value_dim);
+    }
+    void step(int64_t done) {
+        const int64_t m = rows(done), token = chain_.begin + done;
+        angles_.seek(chain_.position + done, m);
+        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_,
+                  rows_of<T>(args_.q, token, args_.q_stride, chain_.head, shape_.key_dim), args_.q_stride,
+                  tiles_.left, tiles_.width_stride);
+        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_,
+                  rows_of<T>(args_.k, token, args_.k_stride, chain_.head, shape_.key_dim), args_.k_stride,
+                  tiles_.right, tiles_.width_stride);
+        load_rows(shape_.v_activation, m, shape_.value_dim, values_,
+                  rows_of<T>(args_.v, token, args_.v_stride, chain_.head, shape_.value_dim), args_.v_stride,
+                  tiles_.values, tiles_.n_stride);
+        tiles_.ascend(m, powers_, state_, old_, args_.final_state || done + m < chain_.length);
+        old_ = true;
+        store_rows(m, tiles_.n, tiles_.out, tiles_.n_stride,
+                   rows_of<T>(args_.o, token, o_stride(), chain_.head, shape_.value_dim) + values_.begin,
+                   o_stride());
+    }
+    const Angles<R>& angles() const { return angles_; }
+    void finish() const {
+        if (!args_.final_state) return;
+        R* out = state_of(shape_, chain_, static_cast<R*>(args_.final_state)) + values_.begin;
+        for (int64_t c = 0; c < tiles_.width; ++c) {
+            if (old_)
+                std::copy_n(state_ + c * tiles_.n_stride, tiles_.n, out + c * shape_.value_dim);
+            else  // an empty document that starts from zero
+                std::fill_n(out + c * shape_.value_dim, tiles_.n, R(0));
+        }
+    }
+
+private:
+    int64_t rows(int64_t done) const { return std::min(kTile, chain_.length - done); }
+    int64_t o_stride() const { return shape_.heads * shape_.value_dim; }
+    const LightningForward& args_;
+    const LightningShape& shape_;
+    const Chain& chain_;
+    Columns values_;
+    typename Powers<R>::Head powers_;
+    AscendingTiles<R>& tiles_;
+    Angles<R> angles_;
+    R* state_;
+    bool old_;
+};
+
+// `chains`: `count` heads of one sequence.
+template <class T>
+void forward_chains(const LightningForward& args, const Chain* chains, int64_t count, Columns values,
+                    const Powers<arithmetic_t<T>>& powers) {
     using R = arithmetic_t<T>;
     const LightningShape& shape = args.shape;
     Scratch& scratch = Scratch::fresh();
-    Angles<R> angles(scratch, shape, chain.head, {0, shape.key_dim});
-    AscendingTiles<R> tiles(scratch, angles.width(), values.count);
-    const int64_t o_stride = shape.heads * shape.value_dim;
-    bool old = args.initial_state != nullptr;
-    if (old) {
-        const R* in = state_of(shape, chain, static_cast<const R*>(args.initial_state)) + values.begin;
-        for (int64_t c = 0; c < tiles.width; ++c)
-            std::copy_n(in + c * shape.value_dim, tiles.n, tiles.state + c * tiles.n_stride);
-    }
-    for (int64_t done = 0; done < chain.length; done += kTile) {
-        const int64_t m = std::min(kTile, chain.length - done), token = chain.begin + done;
-        angles.seek(chain.position + done, m);
-        load_keys(shape.qk_activation, m, shape.key_dim, angles,
-                  rows_of<T>(args.q, token, args.q_stride, chain.head, shape.key_dim), args.q_stride,
-                  tiles.left, tiles.width_stride);
-        load_keys(shape.qk_activation, m, shape.key_dim, angles,
-                  rows_of<T>(args.k, token, args.k_stride, chain.head, shape.key_dim), args.k_stride,
-                  tiles.right, tiles.width_stride);
-        load_rows(shape.v_activation, m, shape.value_dim, values,
-                  rows_of<T>(args.v, token, args.v_stride, chain.head, shape.value_dim), args.v_stride,
-                  tiles.values, tiles.n_stride);
-        tiles.ahead.clear();
-        fetch_rows<T>(tiles.ahead, m, args.o, token, o_stride, chain.head, shape.value_dim);
-        if (const int64_t next = std::min(kTile, chain.length - done - m); next > 0) {
-            fetch_rows<T>(tiles.ahead, next, args.q, token + m, args.q_stride, chain.head, shape.key_dim);
-            fetch_rows<T>(tiles.ahead, next, args.k, token + m, args.k_stride, chain.head, shape.key_dim);
-            fetch_rows<T>(tiles.ahead, next, args.v, token + m, args.v_stride, chain.head, shape.value_dim);
-        }
-        tiles.ascend(m, powers, old, args.final_state || done + m < chain.length);
-        old = true;
-        store_rows(m, tiles.n, tiles.out, tiles.n_stride,
-                   rows_of<T>(args.o, token, o_stride, chain.head, shape.value_dim) + values.begin, o_stride);
-    }
-    if (args.final_state) {
-        R* out = state_of(shape, chain, static_cast<R*>(args.final_state)) + values.begin;
-        for (int64_t c = 0; c < tiles.width; ++c) {
-            if (old)
-                std::copy_n(tiles.state + c * tiles.n_stride, tiles.n, out + c * shape.value_dim);
-            else  // an empty document that starts from zero
-                std::fill_n(out + c * shape.value_dim, tiles.n, R(0));
-        }
-    }
+    const Columns keys{0, shape.key_dim};
+    AscendingTiles<R> tiles(scratch, shape.key_width(), values.count);
+    std::vector<ForwardHead<T>> heads;
+    heads.reserve(static_cast<size_t>(count));
+    for (const Chain* chain = chains; chain < chains + count; ++chain)
+        heads.emplace_back(
+            args, *chain, values, powers.of(chain->head), tiles,
+            Angles<R>(scratch, shape, chain->head, keys, heads.empty() ? nullptr : &heads[0].angles()),
+            tiles.take_state(scratch));
+    run_tiles(heads, tiles.ahead, chains->length, false);
+    for (const ForwardHead<T>& head : heads) head.finish();
 }
 
 // Into how many column parts of the values each chain is cut: few chains on many threads. Every part repeats
@@ -159,13 +219,13 @@ void lightning_forward(const LightningForward& args) {
         using R = arithmetic_t<T>;
         const int64_t parts = value_parts(shape, count, round_up<R>(shape.value_dim) / kLanes<R>);
         const Powers<R> powers(shape, chains.front().length);
-        for_each_task(count * parts, work, [&](int64_t task) {
-            const Chain& chain = chains[static_cast<size_t>(task / parts)];
+        const int64_t together = parts > 1 ? 1 : heads_together(shape, count, 1);
+        for_each_task(count / together * parts, work, [&](int64_t task) {
+            const Chain* first = &chains[static_cast<size_t>(task / parts * together)];
             const Columns values = part_of<R>(shape.value_dim, task % parts, parts);
-            if (chain.length == 1)
-                forward_token<T>(args, chain, values, powers.of(chain.head).power(1));
-            else
-                forward_chain<T>(args, chain, values, powers.of(chain.head));
+            if (first->length != 1) return forward_chains<T>(args, first, together, values, powers);
+            for (const Chain* chain = first; chain < first + together; ++chain)
+                forward_token<T>(args, *chain, values, powers.of(chain->head).power(1));
         });
     });
 }

@@ -27,7 +27,7 @@ void lower_square(int64_t m, int64_t depth, const R* a, int64_t a_stride, const 
     }
 }
 
-// The tiles of a pass in ascending order, and its step
+// The tiles of a pass in ascending order (the heads of a task take turns with them), and its step
 //   Out = [(L R^T) masked] X + Lambda (L S);   S = lambda^m S + (W R)^T X.
 // L, R [m, width], X, Out [m, n], S [width, n]. Forward: q, k, v. Gradient of q: do, v, k and the state
 // transposed.
@@ -36,7 +36,7 @@ struct AscendingTiles {
     Prefetch ahead;
     int64_t width, n;
     int64_t width_stride, n_stride, square_stride;
-    R *left, *right, *turned, *values, *square, *out, *state;
+    R *left, *right, *turned, *values, *square, *out;
 
     AscendingTiles(Scratch& scratch, int64_t width, int64_t n)
         : width(width),
@@ -49,11 +49,12 @@ struct AscendingTiles {
           turned(scratch.take<R>(round_up<R>(width) * square_stride)),
           values(scratch.take<R>(kTile * n_stride)),
           square(scratch.take<R>(kTile * square_stride)),
-          out(scratch.take<R>(kTile * n_stride)),
-          state(scratch.take<R>(width * n_stride)) {}
+          out(scratch.take<R>(kTile * n_stride)) {}
+
+    R* take_state(Scratch& scratch) const { return scratch.take<R>(width * n_stride); }
 
     // `old` false: the state is zero on entry (and not read); `more` false: it is not wanted any more.
-    void ascend(int64_t m, const typename Powers<R>::Head& powers, bool old, bool more) {
+    void ascend(int64_t m, const typename Powers<R>::Head& powers, R* state, bool old, bool more) {
         transpose(m, width, right, width_stride, turned, square_stride);
         lower_square(m, width, left, width_stride, turned, square_stride, square, square_stride, powers,
                      ahead);
@@ -86,7 +87,7 @@ struct DescendingTiles {
     Prefetch ahead;
     int64_t width, n;
     int64_t width_stride, n_stride, square_stride;
-    R *q, *k, *v, *d_o, *k_turned, *d_o_turned, *p, *dp_turned, *dk, *dv_turned, *state;
+    R *q, *k, *v, *d_o, *k_turned, *d_o_turned, *p, *dp_turned, *dk, *dv_turned;
 
     DescendingTiles(Scratch& scratch, int64_t width, int64_t n)
         : width(width),
@@ -103,11 +104,12 @@ struct DescendingTiles {
           p(scratch.take<R>(kTile * square_stride)),
           dp_turned(scratch.take<R>(kTile * square_stride)),
           dk(scratch.take<R>(kTile * width_stride)),
-          dv_turned(scratch.take<R>(round_up<R>(n) * square_stride)),
-          state(scratch.take<R>(n * width_stride)) {}
+          dv_turned(scratch.take<R>(round_up<R>(n) * square_stride)) {}
+
+    R* take_state(Scratch& scratch) const { return scratch.take<R>(n * width_stride); }
 
     // Leaves dk in dk and dv in v. `old`, `more` as above.
-    void descend(int64_t m, const typename Powers<R>::Head& powers, bool old, bool more) {
+    void descend(int64_t m, const typename Powers<R>::Head& powers, R* state, bool old, bool more) {
         transpose(m, width, k, width_stride, k_turned, square_stride);
         transpose(m, n, d_o, n_stride, d_o_turned, square_stride);
         lower_square(m, width, q, width_stride, k_turned, square_stride, p, square_stride, powers, ahead,

@@ -22,8 +22,13 @@ inline constexpr int64_t kTriangle = 16;
 struct Chain {
     int64_t sequence, head, begin, length, position;  // position of the first token
 };
-// All chains, the longest first. Checks the shape and cu_seqlens.
+// All chains, the longest first, the heads of a sequence beside each other. Checks the shape and cu_seqlens.
 std::vector<Chain> make_chains(const LightningShape& shape);
+// How many heads of a sequence one task takes through its tiles together, a divisor of heads. Neighbouring
+// heads are neighbours in memory: taken together they use whole pages and what the processor fetches ahead by
+// itself. But their states must stay in the core's cache, and every thread needs work. `tasks`: per chain,
+// when alone.
+int64_t heads_together(const LightningShape& shape, int64_t chains, int64_t tasks);
 
 struct Columns {
     int64_t begin, count;
@@ -105,13 +110,15 @@ void fetch_rows(Prefetch& ahead, int64_t rows, const void* x, int64_t token, int
 template <class R>
 class Angles {
 public:
-    Angles(Scratch& scratch, const LightningShape& shape, int64_t head, Columns columns)
+    // `other`: angles of another head of the same task, whose table is used (they take turns), or nullptr.
+    Angles(Scratch& scratch, const LightningShape& shape, int64_t head, Columns columns,
+           const Angles* other = nullptr)
         : columns_(columns), stride_(tile_stride<R>(columns.count)) {
         if (!shape.theta) return;
         rotation_.emplace(scratch, static_cast<const R*>(shape.theta) + head * shape.key_dim + columns.begin,
                           columns.count);
-        cos_ = scratch.take<R>(kTile * stride_);
-        sin_ = scratch.take<R>(kTile * stride_);
+        cos_ = other ? other->cos_ : scratch.take<R>(kTile * stride_);
+        sin_ = other ? other->sin_ : scratch.take<R>(kTile * stride_);
     }
     // Fills the rows of positions first .. first + rows. Neighbouring tiles, in either direction, follow each
     // other by rotation alone.
@@ -198,6 +205,26 @@ inline int64_t state_row(const LightningShape& shape, Columns keys, int64_t row)
 template <class R>
 R* state_of(const LightningShape& shape, const Chain& chain, R* states) {
     return states + (chain.sequence * shape.heads + chain.head) * shape.key_width() * shape.value_dim;
+}
+
+// Takes the heads of a task tile by tile through their sequence, ascending or descending. A Head has
+//   outputs(ahead, done), inputs(ahead, done): name the rows it writes and reads of the tile at token `done`
+//   step(done): does that tile
+template <class Head>
+void run_tiles(std::vector<Head>& heads, Prefetch& ahead, int64_t length, bool descending) {
+    const int64_t last = length > 0 ? (length - 1) / kTile * kTile : 0;
+    for (int64_t i = 0; i < length; i += kTile) {
+        const int64_t done = descending ? last - i : i, next = descending ? done - kTile : done + kTile;
+        for (size_t h = 0; h < heads.size(); ++h) {
+            ahead.clear();
+            heads[h].outputs(ahead, done);
+            if (h + 1 < heads.size())
+                heads[h + 1].inputs(ahead, done);
+            else if (next >= 0 && next < length)
+                heads[0].inputs(ahead, next);
+            heads[h].step(done);
+        }
+    }
 }
 
 }  // namespace levin::kernels::cpu::lightning
