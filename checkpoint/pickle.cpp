@@ -63,7 +63,8 @@ public:
             if (code == '.') break;
             step(code);
         }
-        const auto* dictionary = std::get_if<std::shared_ptr<Dictionary>>(&pop()->content);
+        const ValuePointer result = pop();
+        const auto* dictionary = std::get_if<std::shared_ptr<Dictionary>>(&result->content);
         if (!dictionary) refuse("the pickle is no dictionary of tensors");
         return (*dictionary)->tensors;
     }
