@@ -94,8 +94,8 @@ public:
         };
         write_whole_file(folder + "/tokenizer.json", text_);
         write_whole_file(folder + "/tokenizer_config.json",
-                        tokenizer_config_json({"PreTrainedTokenizerFast", name(bos_id_), name(eos_id_),
-                                               name(pad_id_), "", chat_template_}));
+                         tokenizer_config_json({"PreTrainedTokenizerFast", name(bos_id_), name(eos_id_),
+                                                name(pad_id_), "", chat_template_}));
         return {"tokenizer.json", "tokenizer_config.json"};
     }
     std::string file_extension() const override { return ".tokenizer.json"; }

@@ -75,7 +75,7 @@ public:
                          {"merges", nlohmann::ordered_json::array()}};
         write_whole_file(folder + "/tokenizer.json", json.dump(1) + "\n");
         write_whole_file(folder + "/tokenizer_config.json",
-                        tokenizer_config_json({"PreTrainedTokenizerFast", "", end, "", "", ""}));
+                         tokenizer_config_json({"PreTrainedTokenizerFast", "", end, "", "", ""}));
         return {"tokenizer.json", "tokenizer_config.json"};
     }
 

@@ -116,8 +116,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
     std::error_code ignored;
     if (std::filesystem::is_directory(path, ignored)) {
         const std::string json = path + "/tokenizer.json", model = path + "/tokenizer.model";
+        if (file_exists(model)) return load_tokenizer(model);  // beside a tokenizer.json it is the original
         if (file_exists(json)) return load_bpe(json, path + "/tokenizer_config.json");
-        if (file_exists(model)) return load_tokenizer(model);
         fail(Fault::input, path, "the folder holds neither tokenizer.json nor tokenizer.model");
     }
     const bool is_json = ends_with(path, ".json"), is_model = ends_with(path, ".model");

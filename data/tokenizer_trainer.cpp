@@ -84,7 +84,7 @@ std::string train_sentencepiece(const TokenizerTrainOptions& options) {
     const int threads = options.threads > 0
                             ? options.threads
                             : std::clamp(static_cast<int>(std::thread::hardware_concurrency()), 1, 128);
-    const std::unordered_map<std::string, std::string> arguments{
+    std::unordered_map<std::string, std::string> arguments{
         {"vocab_size", std::to_string(options.vocab_size)},
         {"model_type", options.model_type},
         {"byte_fallback", options.byte_fallback ? "true" : "false"},
@@ -93,12 +93,14 @@ std::string train_sentencepiece(const TokenizerTrainOptions& options) {
         {"remove_extra_whitespaces", "false"},
         {"allow_whitespace_only_pieces", "true"},
         {"split_digits", "true"},
-        {"user_defined_symbols", "\n"},
         {"input_sentence_size", std::to_string(options.max_sentences)},
         {"shuffle_input_sentence", "true"},
         {"num_threads", std::to_string(threads)},
         {"minloglevel", "2"},
     };
+    // Lines are trained on one by one, so no piece holds a newline: it is the byte piece <0x0A>, or a piece
+    // of its own.
+    if (!options.byte_fallback) arguments.emplace("user_defined_symbols", "\n");
     std::string model;
     const auto status = sentencepiece::SentencePieceTrainer::Train(arguments, &sentences, &model);
     LEVIN_REQUIRE(status.ok(), "tokenizer", "SentencePiece cannot train on this corpus: {}",

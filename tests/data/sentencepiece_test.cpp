@@ -1,6 +1,8 @@
 // SentencePiece models are trained here, on text that is made here.
+#include <nlohmann/json.hpp>
 #include <random>
 
+#include "data/sentencepiece_export.h"
 #include "data/tokenizer.h"
 #include "data/tokenizer_trainer.h"
 #include "tests/data/test_files.h"
@@ -83,10 +85,37 @@ TEST(SentencePiece, SavesWhatItLoaded) {
     const Folder folder;
     const auto tokenizer = make_sentencepiece_tokenizer(bpe_model(), "m");
     EXPECT_EQ(tokenizer->save_to(folder / "."),
-              (std::vector<std::string>{"tokenizer.model", "tokenizer_config.json"}));
+              (std::vector<std::string>{"tokenizer.model", "tokenizer_config.json", "tokenizer.json"}));
+    const auto json = nlohmann::json::parse(read_file(folder / "tokenizer.json"));
+    EXPECT_EQ(json["model"]["type"], "BPE");
+    EXPECT_EQ(json["model"]["vocab"].size(), 420u);
+    EXPECT_FALSE(json["model"]["merges"].empty());
+    for (const auto& merge : json["model"]["merges"]) {
+        EXPECT_TRUE(
+            json["model"]["vocab"].contains(merge[0].get<std::string>() + merge[1].get<std::string>()));
+    }
     EXPECT_EQ(read_file(folder / "tokenizer.model"), bpe_model());
     const auto again = load_tokenizer(folder / ".");
     EXPECT_EQ(again->encode("the state"), tokenizer->encode("the state"));
+}
+
+// Scores and ids by hand: transformers itself compares them where it is installed.
+TEST(SentencePiece, UnigramModelsAreExportedAsJson) {
+    const Folder folder;
+    const std::string model = trained("unigram", true, 330);
+    const auto tokenizer = make_sentencepiece_tokenizer(model, "m");
+    EXPECT_EQ(tokenizer->save_to(folder / ".").back(), "tokenizer.json");
+    const auto json = nlohmann::json::parse(read_file(folder / "tokenizer.json"));
+    EXPECT_EQ(json["model"]["type"], "Unigram");
+    ASSERT_EQ(json["model"]["vocab"].size(), 330u);
+    for (int32_t id = 0; id < 330; ++id) {
+        EXPECT_EQ(json["model"]["vocab"][static_cast<size_t>(id)][0], tokenizer->token_name(id));
+    }
+    EXPECT_EQ(json["added_tokens"].size(), 3u);  // <unk>, <s>, </s>
+    EXPECT_EQ(load_tokenizer(folder / ".")->encode("the state"), tokenizer->encode("the state"));
+    EXPECT_EQ(sentencepiece_traits(bpe_model()).unigram, false);
+    EXPECT_EQ(sentencepiece_traits(model).identity_normalizer, true);
+    for (size_t size = 0; size < model.size(); size += 7) sentencepiece_traits(model.substr(0, size));
 }
 
 TEST(SentencePiece, DamagedModelsAreRefused) {
