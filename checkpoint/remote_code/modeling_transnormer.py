@@ -269,21 +269,12 @@ class TransnormerCache:
     def get_seq_length(self, layer_idx=0):
         return self.seen
 
-    def get_max_cache_shape(self):
-        return None
-
-    def map(self, f):
-        for i, held in self.layers.items():
-            self.layers[i] = tuple(f(x) for x in held) if isinstance(held, tuple) else f(held)
-
     def reorder_cache(self, beam_idx):
-        self.map(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats):
-        self.map(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices):
-        self.map(lambda x: x[indices])
+        for i, held in self.layers.items():
+            if isinstance(held, tuple):
+                self.layers[i] = tuple(x.index_select(0, beam_idx.to(x.device)) for x in held)
+            else:
+                self.layers[i] = held.index_select(0, beam_idx.to(held.device))
 
 
 class TransnormerPreTrainedModel(PreTrainedModel):
