@@ -91,7 +91,7 @@ std::vector<ModelConfig> ablations() {
     add(Family::transformer, [](ModelConfig& c) { c.num_kv_heads = 3, c.bias = true, c.rope_base = 1e6; });
     add(Family::transformer, [](ModelConfig& c) { c.norm = Norm::simplermsnorm; });
     add(Family::transformer, [](ModelConfig& c) { c.position = Position::absolute, c.norm_eps = 1e-5; });
-    add(Family::transformer, [](ModelConfig& c) { c.glu_activation = Activation::exp; });
+    add(Family::transformer, [](ModelConfig& c) { c.glu_activation = Activation::sine; });
     return list;
 }
 
