@@ -6,6 +6,7 @@
 
 #include "launch/commands/commands.h"
 #include "parallel/world.h"
+#include "trainer/stop_signal.h"
 
 namespace {
 
@@ -53,6 +54,7 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    levin::watch_signals();
     // A file over its size limit is an error like a full disk, not the end of the process.
     std::signal(SIGXFSZ, SIG_IGN);
     return levin::run_ranks([&](levin::World&) { return run(argc, argv); });

@@ -8,8 +8,8 @@ namespace {
 
 // Waits for the 13th row, then sends SIGTERM to `pattern`'s processes; the status is that of the training.
 std::string interrupted(const std::string& command, const std::string& run, const std::string& pattern) {
-    return command + " & job=$!; for i in $(seq 600); do [ \"$(wc -l < " + run +
-           "/metrics.jsonl 2>/dev/null || echo 0)\" -ge 13 ] && break; sleep 0.05; done; " + pattern +
+    return command + " & job=$!; for i in $(seq 600); do [ \"$(cat " + run +
+           "/metrics.jsonl 2>/dev/null | wc -l)\" -ge 13 ] && break; sleep 0.05; done; " + pattern +
            "; wait $job";
 }
 
@@ -40,6 +40,21 @@ TEST(Training, AnInterruptedRunContinuesToTheBit) {
     const Outcome again = shell(train(folder, "halves", kThirtySteps));
     EXPECT_EQ(again.status, 0);
     EXPECT_TRUE(again.says("is finished")) << again.output;
+}
+
+// A signal that arrives in the middle of a matrix product must not disturb it (see trainer/stop_signal.h).
+TEST(Training, ManySignalsWhileComputingDoNoHarm) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const Outcome stopped = shell(
+        interrupted(train(folder, "halves", "trainer.steps=60 trainer.sequence_length=1024"),
+                    folder / "halves", "for i in $(seq 100); do kill -TERM $job; kill -INT $job; done"));
+    EXPECT_EQ(stopped.status, 0) << stopped.output;
+    EXPECT_TRUE(stopped.says("stopped at step")) << stopped.output;
+    // Elsewhere the signal ends the program as usual.
+    const Outcome ended =
+        shell(levin() + " bench gemm --tokens 8192 --hidden 1024 & sleep 0.5; kill -TERM $!; wait $!");
+    EXPECT_EQ(ended.status, 128 + 15) << ended.output;
 }
 
 TEST(Training, TwoRanksContinueToTheBitToo) {
