@@ -1,6 +1,8 @@
 # The portable build: archives are linked where Debian has them, the other libraries travel in lib/ beside the program.
 # Left to the machine that runs it: the C and C++ runtimes, MPI (it must be the one that starts the ranks) and CUDA.
 
+# OpenMP stays shared: libdnnl.so brings libgomp.so.1, and a second runtime inside the program would mix with it.
+find_package(OpenMP REQUIRED COMPONENTS CXX)
 set(CMAKE_FIND_LIBRARY_SUFFIXES .a .so)
 
 # Its CMake file names the shared library alone, though the archive lies beside it.
