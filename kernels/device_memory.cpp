@@ -13,7 +13,8 @@ void* allocate(const Device& device, size_t bytes) {
     void* pointer = std::aligned_alloc(64, rounded == 0 ? 64 : rounded);
     if (!pointer)
         fail(Fault::internal, "memory",
-             "the machine has no {:.2f} GiB of memory left; use a smaller trainer.micro_batch or trainer.sequence_length",
+             "the machine has no {:.2f} GiB of memory left; use a smaller trainer.micro_batch or "
+             "trainer.sequence_length",
              static_cast<double>(bytes) / (1 << 30));
     return pointer;
 }
@@ -25,8 +26,8 @@ void release(const Device& device, void* pointer) noexcept {
         std::free(pointer);
 }
 
-void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device, const void* from,
-                size_t bytes) {
+void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device,
+                const void* from, size_t bytes) {
     if (bytes == 0) return;
     if (to_device.is_cpu() && from_device.is_cpu())
         std::memcpy(to, from, bytes);

@@ -9,13 +9,15 @@
 
 namespace levin::kernels {
 
-// Raw memory, 64-byte aligned on the CPU, 256 on a GPU. Throws Error(internal) that names the size when there is none.
+// Raw memory, 64-byte aligned on the CPU, 256 on a GPU. Throws Error(internal) that names the size when there
+// is none.
 void* allocate(const Device& device, size_t bytes);
 void release(const Device& device, void* pointer) noexcept;
 
-// Copies between any two devices, ordered after the work queued on `stream`; returns when `to` may be read by the host
-// if either side is host memory.
-void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device, const void* from, size_t bytes);
+// Copies between any two devices, ordered after the work queued on `stream`; returns when `to` may be read by
+// the host if either side is host memory.
+void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device,
+                const void* from, size_t bytes);
 
 Stream default_stream(const Device& device);
 void synchronize(const Stream& stream);
@@ -33,7 +35,8 @@ DeviceInfo cuda_device_info(int index);
 namespace cuda {  // implemented by cuda/ and, throwing "built without CUDA", by cuda_absent/
 void* allocate(const Device& device, size_t bytes);
 void release(const Device& device, void* pointer) noexcept;
-void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device, const void* from, size_t bytes);
+void copy_bytes(const Stream& stream, const Device& to_device, void* to, const Device& from_device,
+                const void* from, size_t bytes);
 Stream default_stream(const Device& device);
 void synchronize(const Stream& stream);
 bool built_with_cuda();

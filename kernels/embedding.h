@@ -7,14 +7,25 @@ namespace levin::kernels {
 
 // y[t,:] = scale * table[ids[t],:]. ids i32, 0 <= id < vocab (checked by the caller). table, y: dtype.
 struct EmbeddingForward {
-    int64_t tokens, vocab, width; DType dtype; double scale; const int32_t* ids; const void* table; void* y;
+    int64_t tokens, vocab, width;
+    DType dtype;
+    double scale;
+    const int32_t* ids;
+    const void* table;
+    void* y;
 };
 void embedding_forward(const Stream& stream, const EmbeddingForward& args);
 
-// dtable (acc, [vocab, width]) += scale * sum of dy over the tokens of each id; rows of `padding_id` (-1: none) get
-// nothing. Always adds: the caller zeroes. Fixed summation order (token order), no atomics.
+// dtable (acc, [vocab, width]) += scale * sum of dy over the tokens of each id; rows of `padding_id` (-1:
+// none) get nothing. Always adds: the caller zeroes. Fixed summation order (token order), no atomics.
 struct EmbeddingBackward {
-    int64_t tokens, vocab, width; DType dtype; double scale; int64_t padding_id; const int32_t* ids; const void* dy; void* dtable;
+    int64_t tokens, vocab, width;
+    DType dtype;
+    double scale;
+    int64_t padding_id;
+    const int32_t* ids;
+    const void* dy;
+    void* dtable;
 };
 void embedding_backward(const Stream& stream, const EmbeddingBackward& args);
 

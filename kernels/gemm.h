@@ -5,9 +5,10 @@
 
 namespace levin::kernels {
 
-// C[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * C, op = transpose where asked. A and B share `dtype`; C is `c_dtype`:
-// dtype or its acc (weight gradients of bf16 accumulate in f32). Sums are formed in acc. beta == 0 never reads C.
-// lda, ldb, ldc are row strides of the matrices as stored (A is [m,k], or [k,m] when transpose_a).
+// C[m,n] = alpha * op(A)[m,k] op(B)[k,n] + beta * C, op = transpose where asked. A and B share `dtype`; C is
+// `c_dtype`: dtype or its acc (weight gradients of bf16 accumulate in f32). Sums are formed in acc. beta == 0
+// never reads C. lda, ldb, ldc are row strides of the matrices as stored (A is [m,k], or [k,m] when
+// transpose_a).
 struct Gemm {
     bool transpose_a = false, transpose_b = false;
     int64_t m = 0, n = 0, k = 0;

@@ -1,6 +1,8 @@
 // Lightning attention: causal linear attention with a constant decay per head, in tiles (arXiv 2405.17381).
-//   o_t = sum_{s<=t} exp(-slope (t-s)) (q'_t . k'_s) v'_s,   q' = LRPE(act(q)), k' = LRPE(act(k)), v' = v_act(v)
-// Activations and LRPE happen on the tile, so that raw projections are read once and nothing expanded is stored.
+//   o_t = sum_{s<=t} exp(-slope (t-s)) (q'_t . k'_s) v'_s,   q' = LRPE(act(q)), k' = LRPE(act(k)), v' =
+//   v_act(v)
+// Activations and LRPE happen on the tile, so that raw projections are read once and nothing expanded is
+// stored.
 #pragma once
 
 #include "kernels/kernel.h"
@@ -10,16 +12,17 @@ namespace levin::kernels {
 // Shape and options, shared by forward and backward.
 //   q, k [batch, length, heads, key_dim], v, o [batch, length, heads, value_dim]; batch * length tokens.
 // With LRPE the width the state sees is key_width = 2 * key_dim, else key_dim.
-// Packed documents: cu_seqlens i32 [documents + 1], ascending, 0 .. batch * length, on the stream's device; then batch
-// is 1 and the state restarts at every border. Position of a token for LRPE: first_position + its place in its row
-// (relative encoding: it need not restart in a packed document).
-// States are acc [batch or documents, heads, key_width, value_dim]. All powers of the decay are exp(-slope * n) in acc.
+// Packed documents: cu_seqlens i32 [documents + 1], ascending, 0 .. batch * length, on the stream's device;
+// then batch is 1 and the state restarts at every border. Position of a token for LRPE: first_position + its
+// place in its row (relative encoding: it need not restart in a packed document). States are acc [batch or
+// documents, heads, key_width, value_dim]. All powers of the decay are exp(-slope * n) in acc.
 struct LightningShape {
     int64_t batch, length, heads, key_dim, value_dim;
     DType dtype;
-    Activation qk_activation = Activation::none, v_activation = Activation::none;  // exp: maximum over key_dim
-    const float* slopes = nullptr;  // [heads], >= 0
-    const void* theta = nullptr;    // acc [heads, key_dim] or nullptr: no LRPE
+    Activation qk_activation = Activation::none,
+               v_activation = Activation::none;  // exp: maximum over key_dim
+    const float* slopes = nullptr;               // [heads], >= 0
+    const void* theta = nullptr;                 // acc [heads, key_dim] or nullptr: no LRPE
     int64_t first_position = 0;
     const int32_t* cu_seqlens = nullptr;
     int64_t documents = 0;
@@ -31,19 +34,41 @@ struct LightningShape {
 // A state pointer may be nullptr (initial: zero; final: not wanted); final_state may be initial_state.
 struct LightningForward {
     LightningShape shape;
-    const void* q; int64_t q_stride; const void* k; int64_t k_stride; const void* v; int64_t v_stride;
-    void* o; const void* initial_state; void* final_state;
+    const void* q;
+    int64_t q_stride;
+    const void* k;
+    int64_t k_stride;
+    const void* v;
+    int64_t v_stride;
+    void* o;
+    const void* initial_state;
+    void* final_state;
 };
 void lightning_forward(const Stream& stream, const LightningForward& args);
 
-// Gradients of the raw q, k, v (strided), of theta (acc, dtheta = beta * dtheta + sum, fixed order) and of the initial
-// state. d_final_state may be nullptr (zero), d_initial_state too (not wanted). No float32 copies of q, k, v.
+// Gradients of the raw q, k, v (strided), of theta (acc, dtheta = beta * dtheta + sum, fixed order) and of
+// the initial state. d_final_state may be nullptr (zero), d_initial_state too (not wanted). No float32 copies
+// of q, k, v.
 struct LightningBackward {
     LightningShape shape;
-    const void* q; int64_t q_stride; const void* k; int64_t k_stride; const void* v; int64_t v_stride;
-    const void* d_o; const void* initial_state; const void* d_final_state;
-    void* dq; int64_t dq_stride; void* dk; int64_t dk_stride; void* dv; int64_t dv_stride;
-    void* dtheta; double beta; void* d_initial_state;
+    const void* q;
+    int64_t q_stride;
+    const void* k;
+    int64_t k_stride;
+    const void* v;
+    int64_t v_stride;
+    const void* d_o;
+    const void* initial_state;
+    const void* d_final_state;
+    void* dq;
+    int64_t dq_stride;
+    void* dk;
+    int64_t dk_stride;
+    void* dv;
+    int64_t dv_stride;
+    void* dtheta;
+    double beta;
+    void* d_initial_state;
 };
 void lightning_backward(const Stream& stream, const LightningBackward& args);
 

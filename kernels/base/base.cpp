@@ -28,7 +28,8 @@ std::string to_string(DType type) {
 DType dtype_from_string(const std::string& name) {
     for (const auto& [type, known] : kNames)
         if (name == known) return type;
-    fail(Fault::input, "dtype", "unknown element type '{}'; known are f64, f32, bf16, i64, i32, i16, i8, u16, u8", name);
+    fail(Fault::input, "dtype",
+         "unknown element type '{}'; known are f64, f32, bf16, i64, i32, i16, i8, u16, u8", name);
 }
 
 std::string to_string(const Device& device) {

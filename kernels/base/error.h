@@ -30,20 +30,22 @@ private:
 
 // Throws Error. `where` is the room or file the user knows, e.g. "config", "data", "safetensors model.st".
 template <class... Args>
-[[noreturn]] void fail(Fault fault, const std::string& where, fmt::format_string<Args...> format, Args&&... args) {
+[[noreturn]] void fail(Fault fault, const std::string& where, fmt::format_string<Args...> format,
+                       Args&&... args) {
     throw Error(fault, where, fmt::format(format, std::forward<Args>(args)...));
 }
 
 }  // namespace levin
 
-// Bad input from outside: LEVIN_REQUIRE(heads > 0, "config", "model.num_heads is {}, must be positive", heads);
-#define LEVIN_REQUIRE(condition, where, ...) \
-    do {                                     \
+// Bad input from outside: LEVIN_REQUIRE(heads > 0, "config", "model.num_heads is {}, must be positive",
+// heads);
+#define LEVIN_REQUIRE(condition, where, ...)                                        \
+    do {                                                                            \
         if (!(condition)) ::levin::fail(::levin::Fault::input, where, __VA_ARGS__); \
     } while (0)
 
 // A broken promise inside levin (wrong shape or dtype handed to an op): a bug, never the user's fault.
-#define LEVIN_CHECK(condition, where, ...) \
-    do {                                   \
+#define LEVIN_CHECK(condition, where, ...)                                             \
+    do {                                                                               \
         if (!(condition)) ::levin::fail(::levin::Fault::internal, where, __VA_ARGS__); \
     } while (0)

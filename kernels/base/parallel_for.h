@@ -9,8 +9,8 @@
 
 namespace levin {
 
-// Calls body(begin, end) on disjoint ranges that cover [0, count). A range holds at least `grain` items, so that
-// small loops stay on the calling thread. The split depends on the number of threads alone.
+// Calls body(begin, end) on disjoint ranges that cover [0, count). A range holds at least `grain` items, so
+// that small loops stay on the calling thread. The split depends on the number of threads alone.
 template <class Body>
 void parallel_for(int64_t count, int64_t grain, const Body& body) {
     if (count <= 0) return;

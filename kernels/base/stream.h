@@ -1,4 +1,5 @@
-// Where a kernel runs. The CPU has one stream, which is the calling thread: a kernel there has ended when it returns.
+// Where a kernel runs. The CPU has one stream, which is the calling thread: a kernel there has ended when it
+// returns.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// Stands in for cuda/ in a build without a CUDA toolkit: everything links, and says so when a GPU is asked for.
+// Stands in for cuda/ in a build without a CUDA toolkit: everything links, and says so when a GPU is asked
+// for.
 #include "kernels/backends.h"
 #include "kernels/base/error.h"
 #include "kernels/device_memory.h"
@@ -8,7 +9,8 @@ namespace levin::kernels::cuda {
 namespace {
 [[noreturn]] void absent() {
     fail(Fault::input, "device",
-         "this levin was built without CUDA; use trainer.device=cpu, or install the CUDA toolkit and run launch/build again");
+         "this levin was built without CUDA; use trainer.device=cpu, or install the CUDA toolkit and run "
+         "launch/build again");
 }
 }  // namespace
 
