@@ -57,7 +57,8 @@ namespace {
 
 // One token: each element of the state is touched once, no tile is built.
 template <class T>
-void forward_token(const LightningForward& args, const Chain& chain, Columns values, arithmetic_t<T> decay) {
+void forward_token(const LightningForward& args, const Chain& chain, Columns values,
+                   Factor<arithmetic_t<T>> decay) {
     using R = arithmetic_t<T>;
     const LightningShape& shape = args.shape;
     Scratch& scratch = Scratch::fresh();
@@ -82,7 +83,8 @@ void forward_token(const LightningForward& args, const Chain& chain, Columns val
         const R key = k[c], query = q[c];
 #pragma omp simd  // in may be out: the same element
         for (int64_t e = 0; e < n; ++e) {
-            const R updated = (in ? decay * in[row + e] : R(0)) + key * v[e];
+            const R old = in ? in[row + e] : R(0);
+            const R updated = decay.whole * old + (decay.part * old + key * v[e]);
             if (out) out[row + e] = updated;
             o[e] += query * updated;
         }
@@ -225,7 +227,7 @@ void lightning_forward(const LightningForward& args) {
             const Columns values = part_of<R>(shape.value_dim, task % parts, parts);
             if (first->length != 1) return forward_chains<T>(args, first, together, values, powers);
             for (const Chain* chain = first; chain < first + together; ++chain)
-                forward_token<T>(args, *chain, values, powers.of(chain->head).power(1));
+                forward_token<T>(args, *chain, values, powers.of(chain->head).decay_over(1));
         });
     });
 }

@@ -18,7 +18,7 @@ void lower_square(int64_t m, int64_t depth, const R* a, int64_t a_stride, const 
     for (int64_t r = 0; r < m; r += kTriangle) {
         const int64_t rows = std::min(kTriangle, m - r), reach = std::min(m, (r / granule + 1) * granule);
         R* block = square + r * stride;
-        multiply(rows, reach, depth, a + r * a_stride, a_stride, b, b_stride, block, stride, R(0), false,
+        multiply(rows, reach, depth, a + r * a_stride, a_stride, b, b_stride, block, stride, kOne<R>, false,
                  &ahead);
         for (int64_t i = 0; i < rows; ++i) {
             const R* mask = powers.descending_from(r + i);
@@ -60,17 +60,17 @@ struct AscendingTiles {
                      ahead);
         if (old) {
             scale_rows(m, width, left, width_stride, powers.ascending_from(1));
-            multiply(m, n, width, left, width_stride, state, n_stride, out, n_stride, R(0), false, &ahead);
+            multiply(m, n, width, left, width_stride, state, n_stride, out, n_stride, kOne<R>, false, &ahead);
         }
         for (int64_t r = 0; r < m; r += kTriangle) {
             const int64_t rows = std::min(kTriangle, m - r);
             multiply(rows, n, r + rows, square + r * square_stride, square_stride, values, n_stride,
-                     out + r * n_stride, n_stride, R(1), old, &ahead);
+                     out + r * n_stride, n_stride, kOne<R>, old, &ahead);
         }
         if (more) {
             scale_columns(width, m, turned, square_stride, powers.descending_from(m - 1));
-            multiply(width, n, m, turned, square_stride, values, n_stride, state, n_stride, powers.power(m),
-                     old, &ahead);
+            multiply(width, n, m, turned, square_stride, values, n_stride, state, n_stride,
+                     powers.decay_over(m), old, &ahead);
         }
     }
 };
@@ -118,7 +118,7 @@ struct DescendingTiles {
             const int64_t rows = std::min(kTriangle, m - s);
             R* block = dp_turned + s * square_stride + s;
             multiply(rows, m - s, n, v + s * n_stride, n_stride, d_o_turned + s, square_stride, block,
-                     square_stride, R(0), false, &ahead);
+                     square_stride, kOne<R>, false, &ahead);
             for (int64_t i = 0; i < rows; ++i) {
                 const R* mask = powers.ascending_from(-i);
                 for (int64_t c = 0; c < m - s; ++c) block[i * square_stride + c] *= mask[c];
@@ -127,24 +127,24 @@ struct DescendingTiles {
         const R* weights = powers.descending_from(m - 1);
         if (old) {
             scale_rows(m, n, v, n_stride, weights);
-            multiply(m, width, n, v, n_stride, state, width_stride, dk, width_stride, R(0), false, &ahead);
+            multiply(m, width, n, v, n_stride, state, width_stride, dk, width_stride, kOne<R>, false, &ahead);
             scale_columns(width, m, k_turned, square_stride, weights);
             multiply(n, m, width, state, width_stride, k_turned, square_stride, dv_turned, square_stride,
-                     R(0), false, &ahead);
+                     kOne<R>, false, &ahead);
         }
         for (int64_t s = 0; s < m; s += kTriangle)
             multiply(std::min(kTriangle, m - s), width, m - s, dp_turned + s * square_stride + s,
                      square_stride, q + s * width_stride, width_stride, dk + s * width_stride, width_stride,
-                     R(1), old, &ahead);
+                     kOne<R>, old, &ahead);
         for (int64_t s = 0; s < m; s += kColumnBlock)
             multiply(n, std::min(kColumnBlock, m - s), m - s, d_o_turned + s, square_stride,
-                     p + s * square_stride + s, square_stride, dv_turned + s, square_stride, R(1), old,
+                     p + s * square_stride + s, square_stride, dv_turned + s, square_stride, kOne<R>, old,
                      &ahead);
         transpose(n, m, dv_turned, square_stride, v, n_stride);
         if (more) {
             scale_rows(m, width, q, width_stride, powers.ascending_from(1));
             multiply(n, width, m, d_o_turned, square_stride, q, width_stride, state, width_stride,
-                     powers.power(m), old, &ahead);
+                     powers.decay_over(m), old, &ahead);
         }
     }
 };

@@ -45,10 +45,11 @@ Columns part_of(int64_t n, int64_t part, int64_t parts) {
 template <class R>
 class Powers {
 public:
-    Powers(const LightningShape& shape, int64_t longest) : tile_(std::min(kTile, longest)) {
+    Powers(const LightningShape& shape, int64_t longest) : slopes_(shape.slopes) {
+        const int64_t tile = std::min(kTile, longest);
         values_.assign(static_cast<size_t>(shape.heads * 4 * kTile), R(0));
         for (int64_t head = 0; head < shape.heads; ++head)
-            for (int64_t n = 0; n <= tile_; ++n) {
+            for (int64_t n = 0; n <= tile; ++n) {
                 const R power = static_cast<R>(std::exp(-static_cast<double>(shape.slopes[head]) * n));
                 R* down = values_.data() + head * 4 * kTile;
                 if (n < kTile) down[kTile - 1 - n] = power;
@@ -58,19 +59,25 @@ public:
     struct Head {
         const R* down;  // down[kTile - 1 - n] = lambda^n, zero behind
         const R* up;    // up[kTile - 1 + n] = lambda^n, zero before
+        double slope;
         R power(int64_t n) const { return up[kTile - 1 + n]; }
-        const R* ascending_from(int64_t n) const { return up + kTile - 1 + n; }  // lambda^n, lambda^(n+1), ..
-        const R* descending_from(int64_t n) const {
-            return down + kTile - 1 - n;
-        }  // lambda^n, lambda^(n-1), .. 1, 0
+        // What a state is multiplied by for a step of m tokens.
+        Factor<R> decay_over(int64_t m) const {
+            const double lost = std::expm1(-slope * static_cast<double>(m));
+            return lost > -0.5 ? Factor<R>{1, static_cast<R>(lost)} : Factor<R>{0, power(m)};
+        }
+        // lambda^n, lambda^(n+1), ..
+        const R* ascending_from(int64_t n) const { return up + kTile - 1 + n; }
+        // lambda^n, lambda^(n-1), .. 1, 0
+        const R* descending_from(int64_t n) const { return down + kTile - 1 - n; }
     };
     Head of(int64_t head) const {
         const R* first = values_.data() + head * 4 * kTile;
-        return {first, first + 2 * kTile};
+        return {first, first + 2 * kTile, slopes_[head]};
     }
 
 private:
-    int64_t tile_;
+    const float* slopes_;
     std::vector<R> values_;
 };
 

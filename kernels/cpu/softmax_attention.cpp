@@ -155,7 +155,7 @@ void forward_tile(const SoftmaxAttentionForward& args, const Task& task) {
         for (int64_t g = 0; g < group; ++g) {
             R* out = o + g * kTile * stride;
             multiply(task.count, n, dim, q + g * kTile * stride, stride, k_turned, square_stride, scores,
-                     square_stride, R(0), false);
+                     square_stride, kOne<R>, false);
             for (int64_t i = 0; i < task.count; ++i) {
                 const R factor =
                     online_softmax(visible_keys(task, task.first + i, key, n), n, static_cast<R>(shape.scale),
@@ -163,7 +163,7 @@ void forward_tile(const SoftmaxAttentionForward& args, const Task& task) {
                 if (factor != R(1))
                     for (int64_t c = 0; c < dim; ++c) out[i * stride + c] *= factor;
             }
-            multiply(task.count, dim, n, scores, square_stride, v, stride, out, stride, R(1), true);
+            multiply(task.count, dim, n, scores, square_stride, v, stride, out, stride, kOne<R>, true);
         }
     }
     for (int64_t g = 0; g < group; ++g) {
@@ -244,8 +244,9 @@ void query_gradient_tile(const SoftmaxAttentionBackward& args, const Task& task)
         transpose(n, dim, v, stride, v_turned, square_stride);
         for (int64_t g = 0; g < group; ++g) {
             const QueryTile<T>& query = queries[static_cast<size_t>(g)];
-            multiply(m, n, dim, query.q, stride, k_turned, square_stride, p, square_stride, R(0), false);
-            multiply(m, n, dim, query.d_o, stride, v_turned, square_stride, dp, square_stride, R(0), false);
+            multiply(m, n, dim, query.q, stride, k_turned, square_stride, p, square_stride, kOne<R>, false);
+            multiply(m, n, dim, query.d_o, stride, v_turned, square_stride, dp, square_stride, kOne<R>,
+                     false);
             for (int64_t i = 0; i < m; ++i) {
                 R *s = p + i * square_stride, *ds = dp + i * square_stride;
                 const R shift = query.log_sum_exp[i], delta = query.delta[i];
@@ -254,7 +255,7 @@ void query_gradient_tile(const SoftmaxAttentionBackward& args, const Task& task)
                     ds[c] = scale * fast_exp(scale * s[c] - shift) * (ds[c] - delta);
                 std::fill(ds + visible, ds + n, R(0));
             }
-            multiply(m, dim, n, dp, square_stride, k, stride, dq + g * kTile * stride, stride, R(1), true);
+            multiply(m, dim, n, dp, square_stride, k, stride, dq + g * kTile * stride, stride, kOne<R>, true);
         }
     }
     for (int64_t g = 0; g < group; ++g)
@@ -290,8 +291,8 @@ void key_value_gradient_tile(const SoftmaxAttentionBackward& args, const Task& t
             query.load_from(args, task, first, m, task.kv_head * group + g);
             transpose(m, dim, query.q, stride, q_turned, square_stride);
             transpose(m, dim, query.d_o, stride, d_o_turned, square_stride);
-            multiply(n, m, dim, k, stride, q_turned, square_stride, p, square_stride, R(0), false);
-            multiply(n, m, dim, v, stride, d_o_turned, square_stride, dp, square_stride, R(0), false);
+            multiply(n, m, dim, k, stride, q_turned, square_stride, p, square_stride, kOne<R>, false);
+            multiply(n, m, dim, v, stride, d_o_turned, square_stride, dp, square_stride, kOne<R>, false);
             for (int64_t s = 0; s < n; ++s) {
                 R *row = p + s * square_stride, *d_row = dp + s * square_stride;
                 // Queries before `hidden` do not see this key.
@@ -304,8 +305,8 @@ void key_value_gradient_tile(const SoftmaxAttentionBackward& args, const Task& t
                     d_row[i] = scale * probability * (d_row[i] - query.delta[i]);
                 }
             }
-            multiply(n, dim, m, p, square_stride, query.d_o, stride, dv, stride, R(1), true);
-            multiply(n, dim, m, dp, square_stride, query.q, stride, dk, stride, R(1), true);
+            multiply(n, dim, m, p, square_stride, query.d_o, stride, dv, stride, kOne<R>, true);
+            multiply(n, dim, m, dp, square_stride, query.q, stride, dk, stride, kOne<R>, true);
         }
     }
     store_tile(n, dim, dk, stride, at<T>(args.dk, token, args.dk_stride, task.kv_head, dim), args.dk_stride);

@@ -75,6 +75,15 @@ private:
     int parts_ = 0, now_ = 0;
 };
 
+// A number close to one kept as whole + part = 1 + (number - 1), or any other as 0 + number: what a sum is
+// multiplied by again and again must not carry the rounding error of its distance from one.
+template <class R>
+struct Factor {
+    R whole, part;
+};
+template <class R>
+inline constexpr Factor<R> kOne{1, 0};
+
 namespace detail {
 
 template <class R>
@@ -94,7 +103,7 @@ inline void store_vector(R* to, typename VectorOf<R>::value value) {
 // One block of C, rows x (vectors * lanes), held in registers while k runs.
 template <class R, int rows, int vectors>
 inline void multiply_block(int64_t depth, const R* a, int64_t a_stride, const R* b, int64_t b_stride, R* c,
-                           int64_t c_stride, R scale, bool keep) {
+                           int64_t c_stride, Factor<R> scale, bool keep) {
     typename VectorOf<R>::value sum[rows][vectors] = {};
     for (int64_t k = 0; k < depth; ++k) {
         typename VectorOf<R>::value right[vectors];
@@ -112,13 +121,18 @@ inline void multiply_block(int64_t depth, const R* a, int64_t a_stride, const R*
 #pragma GCC unroll 8
         for (int j = 0; j < vectors; ++j) {
             R* out = c + i * c_stride + j * kLanes<R>;
-            store_vector(out, keep ? scale * load_vector(out) + sum[i][j] : sum[i][j]);
+            if (keep) {
+                const auto old = load_vector(out);
+                sum[i][j] = scale.whole * old + (scale.part * old + sum[i][j]);
+            }
+            store_vector(out, sum[i][j]);
         }
 }
 
 template <class R, int vectors, int rows = vectors <= 2 ? 8 : 4>
 inline void multiply_rows(int64_t count, int64_t depth, const R* a, int64_t a_stride, const R* b,
-                          int64_t b_stride, R* c, int64_t c_stride, R scale, bool keep, Prefetch* ahead) {
+                          int64_t b_stride, R* c, int64_t c_stride, Factor<R> scale, bool keep,
+                          Prefetch* ahead) {
     for (; count >= rows; count -= rows, a += rows * a_stride, c += rows * c_stride) {
         multiply_block<R, rows, vectors>(depth, a, a_stride, b, b_stride, c, c_stride, scale, keep);
         if (ahead) ahead->step();
@@ -136,7 +150,8 @@ inline void multiply_rows(int64_t count, int64_t depth, const R* a, int64_t a_st
 // vectors of columns are read and written. C overlaps neither A nor B.
 template <class R>
 void multiply(int64_t rows, int64_t columns, int64_t depth, const R* a, int64_t a_stride, const R* b,
-              int64_t b_stride, R* c, int64_t c_stride, R scale, bool keep, Prefetch* ahead = nullptr) {
+              int64_t b_stride, R* c, int64_t c_stride, Factor<R> scale, bool keep,
+              Prefetch* ahead = nullptr) {
     for (int64_t left = round_up<R>(columns) / kLanes<R>; left > 0;) {
         const int64_t now = std::min(left, kBlockVectors);
         switch (now) {

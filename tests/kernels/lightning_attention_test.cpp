@@ -436,11 +436,33 @@ TEST(LightningAttention, LongSumKeepsItsPrecision) {
         for (size_t i = 0; i < a.size(); ++i) error = std::max(error, std::abs(a[i] - b[i]) / std::abs(b[i]));
         return error;
     };
-    EXPECT_LT(worst(got.o, expected.o), 2e-5);
-    EXPECT_LT(worst(got.final_state, expected.final_state), 2e-5);
-    EXPECT_LT(worst(got.dq, expected.dq), 2e-5);
-    EXPECT_LT(worst(got.dk, expected.dk), 2e-5);
-    EXPECT_LT(worst(got.dv, expected.dv), 2e-5);
+    // A GPU may round lambda^C to float32, which 2^11 steps magnify.
+    const double bound = device().is_cpu() ? 5e-6 : 1e-4;
+    EXPECT_LT(worst(got.o, expected.o), bound);
+    EXPECT_LT(worst(got.final_state, expected.final_state), bound);
+    EXPECT_LT(worst(got.dq, expected.dq), bound);
+    EXPECT_LT(worst(got.dk, expected.dk), bound);
+    EXPECT_LT(worst(got.dv, expected.dv), bound);
+}
+
+// The same for a state that is handed from call to call: 1 - 4e-8 is no float32 number.
+TEST(LightningAttention, DecodingKeepsItsPrecision) {
+    const int64_t steps = 20000;
+    const double slope = rounded(DType::f32, {4e-8})[0];
+    Values values = random_normal(steps);
+    for (double& v : values) v = std::abs(v);
+    values = rounded(DType::f32, values);
+    const Buffer one(DType::f32, {1}), v(DType::f32, values), slopes(DType::f32, {slope}),
+        o = Buffer::poisoned(DType::f32, 1), state(DType::f32, {0});
+    const LightningShape shape{
+        1, 1, 1, 1, 1, DType::f32, Activation::none, Activation::none, slopes.as<float>()};
+    double expected = 0;
+    for (int64_t t = 0; t < steps; ++t) {
+        lightning_forward(stream(), {shape, one.data(), 1, one.data(), 1, v.at(t), 1, o.data(), state.data(),
+                                     state.data()});
+        expected = std::exp(-slope) * expected + values[t];
+    }
+    EXPECT_NEAR(state.read()[0] / expected, 1, device().is_cpu() ? 1e-5 : 1e-3);
 }
 
 // Numbers far apart in size: what decays beyond the range of float32 is zero, nothing becomes NaN.
