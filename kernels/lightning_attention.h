@@ -20,7 +20,7 @@ struct LightningShape {
     int64_t batch, length, heads, key_dim, value_dim;
     DType dtype;
     Activation qk_activation = Activation::none,
-               v_activation = Activation::none;  // exp: maximum over key_dim
+               v_activation = Activation::none;  // exp: maximum over the head (key_dim; value_dim for v)
     const float* slopes = nullptr;               // [heads], >= 0
     const void* theta = nullptr;                 // acc [heads, key_dim] or nullptr: no LRPE
     int64_t first_position = 0;
