@@ -258,7 +258,9 @@ private:
         row.grad_norm = optimizer_.gradient_norm();
         row.step_ms = milliseconds_since(start);
         row.tokens_per_second = static_cast<double>(t.global_batch * t.sequence_length) / row.step_ms * 1000;
-        row.mfu = row.tokens_per_second * config_.model.flops_per_token(t.sequence_length) / peak_;
+        const double rate = row.tokens_per_second * config_.model.flops_per_token(t.sequence_length);
+        peak_ = std::max(peak_, rate);  // a peak measured while the machine was busy is too low
+        row.mfu = rate / peak_;
         row.data_wait_ms = wait;
         row.peak_memory_gib = static_cast<double>(memory_statistics(device_).peak_total) / (1 << 30);
         return row;
