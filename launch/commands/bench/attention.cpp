@@ -16,7 +16,7 @@ namespace {
 struct Options {
     Common common;
     std::vector<int64_t> lengths{1024, 2048, 4096, 8192, 16384, 32768, 65536};
-    int64_t heads = 4, head_dim = 64, tokens = 0, layer = -1;
+    int64_t heads = 4, head_dim = 64, tokens = 65536, layer = -1;
 };
 
 // 4 B D + 4 D^2 FLOP a token and head forward, 10 B D + 10 D^2 backward (SPEC section 2), tiles of B = 64.
@@ -114,7 +114,10 @@ void add_attention(CLI::App& bench) {
         ->check(CLI::PositiveNumber);
     command->add_option("--heads", options->heads)->capture_default_str()->check(CLI::PositiveNumber);
     command->add_option("--head-dim", options->head_dim)->capture_default_str()->check(CLI::PositiveNumber);
-    command->add_option("--tokens", options->tokens, "Fill the batch to this many tokens; 0: one sequence")
+    command
+        ->add_option(
+            "--tokens", options->tokens,
+            "Fill the batch to this many tokens, so that each row moves the same bytes; 0: one sequence")
         ->capture_default_str();
     command->add_option("--layer", options->layer, "Slopes of this one of 24 layers; -1: the middle one")
         ->capture_default_str();
