@@ -2,7 +2,6 @@
 
 #include <fmt/core.h>
 
-#include "kernels/device_memory.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/options.h"
 
