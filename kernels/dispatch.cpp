@@ -13,4 +13,8 @@ namespace levin::kernels {
 #include "kernels/kernels.def"
 #undef LEVIN_KERNEL
 
+GemmTuning gemm_tuning(const Stream& stream, const Gemm& args) {
+    return stream.device.is_cpu() ? GemmTuning{} : cuda::gemm_tuning(stream, args);
+}
+
 }  // namespace levin::kernels

@@ -23,4 +23,17 @@ struct Gemm {
 };
 void gemm(const Stream& stream, const Gemm& args);
 
+// How the algorithm of a product was chosen on a GPU: of `proposals` algorithms, the one at place `chosen`
+// (0: the library's own first guess) won. Times are those of the choice; 0 when it was read from the cache
+// file or not timed. All zero on a CPU. Chooses, if that has not happened yet: where beta is 0, C is written.
+struct GemmTuning {
+    int proposals = 0, chosen = 0;
+    double first_ms = 0, chosen_ms = 0;
+    bool from_file = false;
+};
+GemmTuning gemm_tuning(const Stream& stream, const Gemm& args);
+namespace cuda {  // implemented by cuda/ and, throwing "built without CUDA", by cuda_absent/
+GemmTuning gemm_tuning(const Stream& stream, const Gemm& args);
+}
+
 }  // namespace levin::kernels

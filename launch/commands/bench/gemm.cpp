@@ -21,7 +21,8 @@ void run(const Options& options) {
     const Device device = prepare(options.common);
     const DType dtype = parse_float_type(options.common.dtype);
     const double ceiling = device_peak(device, dtype).flops_per_second;
-    Table table({"product", "m", "n", "k", "output", "ms", "gflops", "share_of_peak"});
+    Table table(
+        {"product", "m", "n", "k", "output", "ms", "gflops", "share_of_peak", "algorithm", "first_guess_ms"});
     const auto measure = [&](const std::string& name, bool ta, bool tb, int64_t m, int64_t n, int64_t k,
                              DType c_dtype, double beta) {
         Tensor a = Tensor::empty({ta ? k : m, ta ? m : k}, dtype, device),
@@ -29,27 +30,31 @@ void run(const Options& options) {
         Tensor c = Tensor::zeros({m, n}, c_dtype, device);
         fill_normal(a, Random(1, "a"), 1);
         fill_normal(b, Random(1, "b"), 1);
-        const double seconds = median_seconds(a.stream(), [&] {
-            kernels::gemm(a.stream(), {.transpose_a = ta,
-                                       .transpose_b = tb,
-                                       .m = m,
-                                       .n = n,
-                                       .k = k,
-                                       .dtype = dtype,
-                                       .c_dtype = c_dtype,
-                                       .a = a.data(),
-                                       .lda = a.dim(1),
-                                       .b = b.data(),
-                                       .ldb = b.dim(1),
-                                       .c = c.data(),
-                                       .ldc = n,
-                                       .beta = beta});
-        });
+        const kernels::Gemm product{.transpose_a = ta,
+                                    .transpose_b = tb,
+                                    .m = m,
+                                    .n = n,
+                                    .k = k,
+                                    .dtype = dtype,
+                                    .c_dtype = c_dtype,
+                                    .a = a.data(),
+                                    .lda = a.dim(1),
+                                    .b = b.data(),
+                                    .ldb = b.dim(1),
+                                    .c = c.data(),
+                                    .ldc = n,
+                                    .beta = beta};
+        const kernels::GemmTuning tuning = kernels::gemm_tuning(a.stream(), product);
+        const double seconds = median_seconds(a.stream(), [&] { kernels::gemm(a.stream(), product); });
         const double rate =
             2.0 * static_cast<double>(m) * static_cast<double>(n) * static_cast<double>(k) / seconds;
         table.add({name, fmt::to_string(m), fmt::to_string(n), fmt::to_string(k), to_string(c_dtype),
                    fmt::format("{:.3f}", seconds * 1e3), fmt::format("{:.1f}", rate / 1e9),
-                   fmt::format("{:.3f}", rate / ceiling)});
+                   fmt::format("{:.3f}", rate / ceiling),
+                   tuning.proposals == 0 ? "-"
+                                         : fmt::format("{} of {}{}", tuning.chosen + 1, tuning.proposals,
+                                                       tuning.from_file ? ", cached" : ""),
+                   tuning.first_ms == 0 ? "-" : fmt::format("{:.3f}", tuning.first_ms)});
     };
     const DType acc = accumulator_of(dtype);
     const int64_t t = options.tokens;
