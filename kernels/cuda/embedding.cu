@@ -15,11 +15,13 @@ struct GatherOp {
     const int32_t* ids;
     const T* table;
     T* y;
-    int64_t width;
+    int64_t width, first, vocab;
     acc_t<T> scale;
     template <int N>
     __device__ void apply(int64_t t, int64_t c) const {
-        auto value = load<N>(table + ids[t] * width + c);
+        const int64_t place = ids[t] - first;
+        Pack<acc_t<T>, N> value{};
+        if (place >= 0 && place < vocab) value = load<N>(table + place * width + c);
 #pragma unroll
         for (int i = 0; i < N; ++i) value[i] *= scale;
         store<N>(y + t * width + c, value);
@@ -35,12 +37,13 @@ __global__ void number_kernel(int64_t count, int32_t* indices) {
 // once.
 template <class T, int N>
 __global__ void scatter_kernel(int64_t tokens, int64_t width, const int32_t* sorted_ids,
-                               const int32_t* sorted_tokens, int64_t padding_id, acc_t<T> scale, const T* dy,
-                               acc_t<T>* dtable) {
+                               const int32_t* sorted_tokens, int64_t padding_id, int64_t table_first,
+                               int64_t vocab, acc_t<T> scale, const T* dy, acc_t<T>* dtable) {
     using A = acc_t<T>;
     const int64_t first = blockIdx.x;
     const int32_t id = sorted_ids[first];
-    if (id == padding_id || (first > 0 && sorted_ids[first - 1] == id)) return;
+    const int64_t place = id - table_first;
+    if (id == padding_id || place < 0 || place >= vocab || (first > 0 && sorted_ids[first - 1] == id)) return;
     const int64_t c = (int64_t{blockIdx.y} * blockDim.x + threadIdx.x) * N;
     Pack<A, N> sum{};
     constexpr int kAhead = 8;  // independent rows in flight
@@ -68,7 +71,7 @@ __global__ void scatter_kernel(int64_t tokens, int64_t width, const int32_t* sor
 #pragma unroll
         for (int j = 0; j < N; ++j) sum[j] += row[j];
     }
-    A* out = dtable + id * width + c;
+    A* out = dtable + place * width + c;
 #pragma unroll
     for (int j = 0; j < N; ++j) out[j] += scale * sum[j];
 }
@@ -82,7 +85,7 @@ void embedding_forward(const Stream& stream, const EmbeddingForward& args) {
         map_rows<T>(s, args.tokens, args.width,
                     vectorizable<T>({{args.table, args.width}, {args.y, args.width}}),
                     GatherOp<T>{args.ids, static_cast<const T*>(args.table), static_cast<T*>(args.y),
-                                args.width, static_cast<acc_t<T>>(args.scale)});
+                                args.width, args.first, args.vocab, static_cast<acc_t<T>>(args.scale)});
     });
 }
 
@@ -91,7 +94,9 @@ void embedding_backward(const Stream& stream, const EmbeddingBackward& args) {
     if (args.tokens <= 0 || args.width <= 0) return;
     if (args.tokens > INT32_MAX) fail_arguments("embedding_backward", "tokens must fit 31 bits", args.tokens);
     const size_t count = static_cast<size_t>(args.tokens);
-    const int bits = std::bit_width(static_cast<uint64_t>(args.vocab > 1 ? args.vocab - 1 : 1));
+    // Of a table divided over ranks, ids of the whole one come: any 31 bits.
+    const bool whole = args.first == 0 && !args.divided;
+    const int bits = whole ? std::bit_width(static_cast<uint64_t>(args.vocab > 1 ? args.vocab - 1 : 1)) : 31;
     Scratch numbers(s, 3 * count * sizeof(int32_t));
     auto* tokens = numbers.as<int32_t>();
     int32_t *sorted_tokens = tokens + count, *sorted_ids = sorted_tokens + count;
@@ -114,8 +119,8 @@ void embedding_backward(const Stream& stream, const EmbeddingBackward& args) {
                         static_cast<unsigned>(ceil_div(vectors, threads)));
         auto* kernel = vector ? scatter_kernel<T, kVector<T>> : scatter_kernel<T, 1>;
         kernel<<<grid, threads, 0, s>>>(args.tokens, args.width, sorted_ids, sorted_tokens, args.padding_id,
-                                        static_cast<acc_t<T>>(args.scale), static_cast<const T*>(args.dy),
-                                        static_cast<acc_t<T>*>(args.dtable));
+                                        args.first, args.vocab, static_cast<acc_t<T>>(args.scale),
+                                        static_cast<const T*>(args.dy), static_cast<acc_t<T>*>(args.dtable));
         LEVIN_CUDA_LAUNCHED();
     });
 }
