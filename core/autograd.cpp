@@ -5,6 +5,7 @@
 #include <queue>
 #include <unordered_map>
 #include <unordered_set>
+#include <utility>
 
 #include "kernels/elementwise.h"
 
@@ -17,7 +18,7 @@ struct VariableState {
     bool requires_grad = false;
     std::shared_ptr<Node> node;  // the op that made it; null for a leaf
     size_t output = 0;           // which output of that op
-    std::function<Tensor()> recipe;
+    bool formed_again = false;   // by that op's backward function, if wanted
     // Leaves only.
     Tensor gradient;
     bool fresh = true;  // gradient holds nothing yet: the next contribution overwrites
@@ -52,6 +53,16 @@ struct Node {
     std::vector<bool>
         slice_taken;  // a buffer is handed out once: two consumers must not write the same memory
 
+    // Leaf gradients of consumers that wait for an output of this op to be formed again.
+    struct Waiting {
+        size_t output;
+        Variable leaf;
+        std::function<void(Tensor&, double, const Tensor&)> form;
+    };
+    std::vector<Waiting> waiting;
+    std::vector<Tensor> values;                 // of the outputs, formed again
+    std::vector<VariableState*> handed_onward;  // leaves whose gradient from this op waits at another one
+
     Tensor gradient_buffer(size_t output);
     void receive(size_t output, Tensor gradient);
 };
@@ -66,7 +77,7 @@ namespace {
 
 std::atomic<uint64_t> next_order{0};
 thread_local bool gradient_mode = true;
-thread_local bool prefer_recipes = false;
+thread_local bool selective = false;
 thread_local int backward_depth = 0;  // > 1 inside the second run of a recomputed region
 // Leaves met by ops while a region runs without a graph: the region's node must hold them as inputs.
 thread_local std::vector<Variable>* leaf_recorder = nullptr;
@@ -158,14 +169,32 @@ public:
             node->backward = nullptr;
             node->gradients.clear();
             node->slices = {};
+            const auto used = [&](const Variable& leaf) {
+                VariableState& s = state(leaf);
+                if (--uses[&s] > 0 || backward_depth > 1 || !s.hook || s.fresh) return;
+                Variable complete = leaf;
+                s.hook(complete);
+            };
+            for (Node::Waiting& waiting : std::exchange(node->waiting, {})) {
+                const Tensor& value = node->values.at(waiting.output);
+                LEVIN_CHECK(value.defined(), "autograd", "{} did not form its output {} again", node->op,
+                            waiting.output);
+                accumulate_gradient(waiting.leaf,
+                                    [&](Tensor& target, double beta) { waiting.form(target, beta, value); });
+                waiting.form = nullptr;
+                used(waiting.leaf);
+            }
+            node->values.clear();
             for (const Edge& input : inputs) {
                 if (input.node) {
                     if (queued.insert(input.node.get()).second) ready.push(input.node);
                 } else if (input.leaf.defined()) {
-                    VariableState& s = state(input.leaf);
-                    if (--uses[&s] > 0 || backward_depth > 1 || !s.hook || s.fresh) continue;
-                    Variable leaf = input.leaf;
-                    s.hook(leaf);
+                    const auto onward =
+                        std::find(node->handed_onward.begin(), node->handed_onward.end(), &state(input.leaf));
+                    if (onward == node->handed_onward.end())
+                        used(input.leaf);
+                    else
+                        node->handed_onward.erase(onward);
                 }
             }
         }
@@ -213,9 +242,7 @@ void Variable::set_gradient_buffer(Tensor buffer) {
     state_->fresh = true;
 }
 void Variable::set_gradient_hook(std::function<void(Variable&)> hook) { state_->hook = std::move(hook); }
-void Variable::set_recipe(std::function<Tensor()> recipe) {
-    if (state_->node) state_->recipe = std::move(recipe);
-}
+void Variable::set_formed_again() { state_->formed_again = state_->node != nullptr; }
 
 Tensor Node::gradient_buffer(size_t output) {
     const Shape& shape = output_shapes[output];
@@ -270,6 +297,27 @@ void Gradients::accumulate(size_t input, const std::function<void(Tensor&, doubl
     Tensor sum = Tensor::empty(edge.shape, accumulator_of(edge.dtype), edge.device);
     form(sum, 0);
     edge.node->receive(edge.output, sum.to(edge.dtype));
+}
+
+void Gradients::accumulate(size_t input, const Saved& saved,
+                           std::function<void(Tensor&, double, const Tensor&)> form) {
+    if (!wanted(input)) return;
+    if (saved.value_.defined())
+        return accumulate(input, [&](Tensor& target, double beta) { form(target, beta, saved.value_); });
+    const Edge& source = node_.inputs[saved.input_];
+    const Variable& leaf = node_.inputs[input].leaf;
+    source.node->waiting.push_back({source.output, leaf, std::move(form)});
+    node_.handed_onward.push_back(&Graph::state(leaf));
+}
+
+bool Gradients::value_wanted(size_t output) const {
+    return std::any_of(node_.waiting.begin(), node_.waiting.end(),
+                       [&](const auto& waiting) { return waiting.output == output; });
+}
+
+void Gradients::give_value(size_t output, const Tensor& value) {
+    node_.values.resize(node_.output_shapes.size());
+    node_.values[output] = value;
 }
 
 std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::vector<Tensor> outputs,
@@ -403,16 +451,14 @@ std::vector<Variable> recompute(const std::function<std::vector<Variable>(std::s
                   });
 }
 
-PreferRecipes::PreferRecipes(bool on) : previous_(prefer_recipes) { prefer_recipes = on; }
-PreferRecipes::~PreferRecipes() { prefer_recipes = previous_; }
+SelectiveRecomputation::SelectiveRecomputation(bool on) : previous_(selective) { selective = on; }
+SelectiveRecomputation::~SelectiveRecomputation() { selective = previous_; }
 
-Saved::Saved(const Variable& variable) {
-    const VariableState& s = *variable.state_;
+Saved::Saved(size_t input, const Variable& variable, const Variable& leaf) : input_(input) {
     if (!gradient_mode) return;  // nothing will run backward
-    if (prefer_recipes && s.recipe)
-        recipe_ = s.recipe;
-    else
-        value_ = s.value;
+    // The gradient of an inner node cannot wait: that node may run first.
+    const bool may_wait = leaf.requires_grad() && leaf.is_leaf();
+    if (!(selective && variable.state_->formed_again && may_wait)) value_ = variable.state_->value;
 }
 
 }  // namespace levin

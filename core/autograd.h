@@ -52,8 +52,9 @@ public:
     // that pass is complete, while the rest of the pass still runs (data parallelism starts reducing here).
     void set_gradient_hook(std::function<void(Variable&)> hook);
 
-    // Attaches a function that forms value() again from tensors the graph keeps anyway (see Saved).
-    void set_recipe(std::function<Tensor()> recipe);
+    // The backward function of the op that made this can form value() again on its way (see
+    // Gradients::value_wanted), so that consumers need not keep it.
+    void set_formed_again();
 
     bool same_as(const Variable& other) const { return state_ == other.state_; }
 
@@ -63,6 +64,18 @@ private:
     friend class Saved;
     friend class Graph;
     std::shared_ptr<detail::VariableState> state_;
+};
+
+// What an op keeps of input number `input` for the gradient of a leaf: its value, or nothing where the value
+// will be formed again. Made in the forward pass; `leaf` is the variable whose gradient needs it.
+class Saved {
+public:
+    Saved(size_t input, const Variable& variable, const Variable& leaf);
+
+private:
+    friend class Gradients;
+    size_t input_;
+    Tensor value_;  // undefined: formed again
 };
 
 // Handed to a backward function: where the gradients of its op's inputs go. Inputs are numbered as in
@@ -81,6 +94,16 @@ public:
     // For gradients a kernel can sum in place: form(target, beta) must set target = beta * target + gradient,
     // with target contiguous in the accumulator type and the input's shape. The natural way for parameters.
     void accumulate(size_t input, const std::function<void(Tensor& target, double beta)>& form);
+    // The same for a gradient that needs a value the op saved: `form` gets it. Called now, or, where the
+    // value was not kept, after the backward function of the op that forms it again (which is always still to
+    // come).
+    void accumulate(size_t input, const Saved& saved,
+                    std::function<void(Tensor& target, double beta, const Tensor& value)> form);
+
+    // For ops with set_formed_again: whether a consumer waits for the value of this output. If so, the
+    // backward function must form it and hand it over.
+    bool value_wanted(size_t output) const;
+    void give_value(size_t output, const Tensor& value);
 
 private:
     friend class Graph;
@@ -135,28 +158,17 @@ private:
 std::vector<Variable> recompute(const std::function<std::vector<Variable>(std::span<const Variable>)>& region,
                                 std::vector<Variable> inputs);
 
-// Selective recomputation: while this lives, Saved keeps the recipe of a value in place of the value where
-// there is one (elementwise results such as norms and gated products, formed again from what their own
-// backward keeps anyway).
-class PreferRecipes {
+// Selective recomputation: while this lives with `on`, ops do not keep elementwise results (norms, gated
+// products) that the op before them forms again in its own backward pass, which reads all it takes anyway:
+// the price is one write of the value. The same gradients to the bit.
+class SelectiveRecomputation {
 public:
-    explicit PreferRecipes(bool on);
-    ~PreferRecipes();
-    PreferRecipes(const PreferRecipes&) = delete;
+    explicit SelectiveRecomputation(bool on);
+    ~SelectiveRecomputation();
+    SelectiveRecomputation(const SelectiveRecomputation&) = delete;
 
 private:
     bool previous_;
-};
-
-// What an op keeps of an input for backward: its value, or the recipe to form it again.
-class Saved {
-public:
-    explicit Saved(const Variable& variable);
-    Tensor get() const { return recipe_ ? recipe_() : value_; }
-
-private:
-    Tensor value_;
-    std::function<Tensor()> recipe_;
 };
 
 }  // namespace levin

@@ -22,7 +22,8 @@ struct SrmsNormForward {
 void srms_norm_forward(const Stream& stream, const SrmsNormForward& args);
 
 // dx = (dy - y * mean(y * dy)) * rstd with y = x * rstd formed again from x. residual_grad (may be nullptr)
-// is added: dx += residual_grad, the gradient that reached h past this norm. dx may be dy or residual_grad.
+// is added: dx += residual_grad, the gradient that reached h past this norm. dx may be dy or residual_grad. y
+// (may be nullptr), contiguous, is written again where the caller dropped it; the same bits as forward gave.
 struct SrmsNormBackward {
     int64_t rows, width;
     DType dtype;
@@ -33,6 +34,7 @@ struct SrmsNormBackward {
     const void* residual_grad;
     void* dx;
     int64_t dx_stride;
+    void* y = nullptr;
 };
 void srms_norm_backward(const Stream& stream, const SrmsNormBackward& args);
 

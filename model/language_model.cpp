@@ -99,7 +99,7 @@ Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, Decod
     LEVIN_CHECK(!state || !gradients_enabled(), "model", "decoding keeps no gradients: use NoGradient");
     if (state) layout.first_position = state->position;
     const double scale = config_.scale_embedding ? std::sqrt(static_cast<double>(config_.hidden_size)) : 1.0;
-    const PreferRecipes prefer(recomputation_ == Recomputation::selective);
+    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
 
     Residual stream{ops::embedding(embedding_, ids, scale, config_.pad_token_id), {}};
     if (position_embedding_.defined()) {

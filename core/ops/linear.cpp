@@ -38,53 +38,52 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
     std::vector<Variable> inputs{x, weight};
     const bool has_bias = bias.defined();
     if (has_bias) inputs.push_back(bias);
-    return record("linear", inputs, y,
-                  [saved = Saved(x), w, tokens, in, out, has_bias](const Tensor& dy, Gradients& inputs) {
-                      if (inputs.wanted(0)) {
-                          Tensor dx = inputs.buffer(0);
-                          kernels::gemm(w.stream(), {.m = tokens,
-                                                     .n = in,
-                                                     .k = out,
-                                                     .dtype = w.dtype(),
-                                                     .c_dtype = w.dtype(),
-                                                     .a = dy.data(),
-                                                     .lda = dy.row_stride(),
-                                                     .b = w.data(),
-                                                     .ldb = in,
-                                                     .c = dx.data(),
-                                                     .ldc = dx.row_stride()});
-                          inputs.add(0, dx);
-                      }
-                      if (inputs.wanted(1)) {
-                          const Tensor x = saved.get();
-                          inputs.accumulate(1, [&](Tensor& dw, double beta) {
-                              kernels::gemm(w.stream(), {.transpose_a = true,
-                                                         .m = out,
-                                                         .n = in,
-                                                         .k = tokens,
-                                                         .dtype = w.dtype(),
-                                                         .c_dtype = dw.dtype(),
-                                                         .a = dy.data(),
-                                                         .lda = dy.row_stride(),
-                                                         .b = x.data(),
-                                                         .ldb = x.row_stride(),
-                                                         .c = dw.data(),
-                                                         .ldc = in,
-                                                         .beta = beta});
-                          });
-                      }
-                      if (has_bias) {
-                          inputs.accumulate(2, [&](Tensor& db, double beta) {
-                              kernels::column_sum(dy.stream(), {.rows = tokens,
-                                                                .columns = out,
-                                                                .dtype = dy.dtype(),
-                                                                .x = dy.data(),
-                                                                .x_stride = dy.row_stride(),
-                                                                .sum = db.data(),
-                                                                .beta = beta});
-                          });
-                      }
-                  });
+    return record(
+        "linear", inputs, y,
+        [saved = Saved(0, x, weight), w, tokens, in, out, has_bias](const Tensor& dy, Gradients& inputs) {
+            if (inputs.wanted(0)) {
+                Tensor dx = inputs.buffer(0);
+                kernels::gemm(w.stream(), {.m = tokens,
+                                           .n = in,
+                                           .k = out,
+                                           .dtype = w.dtype(),
+                                           .c_dtype = w.dtype(),
+                                           .a = dy.data(),
+                                           .lda = dy.row_stride(),
+                                           .b = w.data(),
+                                           .ldb = in,
+                                           .c = dx.data(),
+                                           .ldc = dx.row_stride()});
+                inputs.add(0, dx);
+            }
+            // `dy` by value: the product may have to wait for x.
+            inputs.accumulate(1, saved, [dy, out, in, tokens](Tensor& dw, double beta, const Tensor& x) {
+                kernels::gemm(x.stream(), {.transpose_a = true,
+                                           .m = out,
+                                           .n = in,
+                                           .k = tokens,
+                                           .dtype = x.dtype(),
+                                           .c_dtype = dw.dtype(),
+                                           .a = dy.data(),
+                                           .lda = dy.row_stride(),
+                                           .b = x.data(),
+                                           .ldb = x.row_stride(),
+                                           .c = dw.data(),
+                                           .ldc = in,
+                                           .beta = beta});
+            });
+            if (has_bias) {
+                inputs.accumulate(2, [&](Tensor& db, double beta) {
+                    kernels::column_sum(dy.stream(), {.rows = tokens,
+                                                      .columns = out,
+                                                      .dtype = dy.dtype(),
+                                                      .x = dy.data(),
+                                                      .x_stride = dy.row_stride(),
+                                                      .sum = db.data(),
+                                                      .beta = beta});
+                });
+            }
+        });
 }
 
 }  // namespace levin::ops

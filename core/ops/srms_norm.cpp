@@ -12,9 +12,12 @@ Tensor empty_rstd(const Tensor& x) {
     return Tensor::empty({x.rows()}, accumulator_of(x.dtype()), x.device());
 }
 
-// dx of y = srms_norm(x), plus the gradient that reached x on another way.
+// dx of y = srms_norm(x), plus the gradient that reached x on another way. Where a consumer waits for output
+// number `output`, y is formed again.
 void backward_into(const Tensor& x, const Tensor& rstd, const Tensor& dy, const Tensor& residual_gradient,
-                   Tensor dx) {
+                   Tensor dx, Gradients& sink, size_t output) {
+    Tensor y;
+    if (sink.value_wanted(output)) y = Tensor::empty(x.shape(), x.dtype(), x.device());
     kernels::srms_norm_backward(
         x.stream(), {.rows = x.rows(),
                      .width = x.dim(-1),
@@ -25,7 +28,9 @@ void backward_into(const Tensor& x, const Tensor& rstd, const Tensor& dy, const 
                      .dy = dy.data(),
                      .residual_grad = residual_gradient.defined() ? residual_gradient.data() : nullptr,
                      .dx = dx.data(),
-                     .dx_stride = dx.row_stride()});
+                     .dx_stride = dx.row_stride(),
+                     .y = y.defined() ? y.data() : nullptr});
+    if (y.defined()) sink.give_value(output, y);
 }
 
 Tensor forward(const Tensor& x, double eps, const Tensor* branch, Tensor* h, Tensor& rstd) {
@@ -51,13 +56,10 @@ Variable srms_norm(const Variable& x, double eps) {
     Variable y = record("srms_norm", {x}, forward(value, eps, nullptr, nullptr, rstd),
                         [value, rstd](const Tensor& dy, Gradients& inputs) {
                             Tensor dx = inputs.buffer(0);
-                            backward_into(value, rstd, dy.contiguous(), {}, dx);
+                            backward_into(value, rstd, dy.contiguous(), {}, dx, inputs, 0);
                             inputs.add(0, dx);
                         });
-    y.set_recipe([value, eps] {
-        Tensor unused = empty_rstd(value);
-        return forward(value, eps, nullptr, nullptr, unused);
-    });
+    y.set_formed_again();
     return y;
 }
 
@@ -77,14 +79,11 @@ std::pair<Variable, Variable> add_srms_norm(const Variable& x, const Variable& b
                                   return;
                               }
                               Tensor dx = Tensor::empty(h.shape(), h.dtype(), h.device());
-                              backward_into(h, rstd, gradients[1].contiguous(), dh, dx);
+                              backward_into(h, rstd, gradients[1].contiguous(), dh, dx, inputs, 1);
                               inputs.add(0, dx);
                               inputs.add(1, dx);
                           });
-    results[1].set_recipe([h, eps] {
-        Tensor unused = empty_rstd(h);
-        return forward(h, eps, nullptr, nullptr, unused);
-    });
+    results[1].set_formed_again();
     return {results[0], results[1]};
 }
 
@@ -93,45 +92,41 @@ Variable gated_srms_norm(const Variable& o, const Variable& u, Activation gate, 
     LEVIN_CHECK(ov.shape() == uv.shape(), "gated_srms_norm", "o {} and u {} differ", to_string(ov.shape()),
                 to_string(uv.shape()));
     Tensor rstd = empty_rstd(ov);
-    auto forward = [ov, uv, gate, eps](Tensor& statistics) {
-        Tensor y = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
-        kernels::gated_srms_norm_forward(ov.stream(), {.rows = ov.rows(),
-                                                       .width = ov.dim(-1),
-                                                       .eps = eps,
-                                                       .dtype = ov.dtype(),
-                                                       .gate = gate,
-                                                       .o = ov.data(),
-                                                       .u = uv.data(),
-                                                       .u_stride = uv.row_stride(),
-                                                       .y = y.data(),
-                                                       .rstd = statistics.data()});
-        return y;
-    };
-    Variable y = record("gated_srms_norm", {o, u}, forward(rstd),
-                        [ov, uv, rstd, gate](const Tensor& dy, Gradients& inputs) {
-                            Tensor d_o = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
-                            Tensor du = inputs.buffer(1);
-                            const Tensor gradient = dy.contiguous();
-                            kernels::gated_srms_norm_backward(ov.stream(), {.rows = ov.rows(),
-                                                                            .width = ov.dim(-1),
-                                                                            .dtype = ov.dtype(),
-                                                                            .gate = gate,
-                                                                            .o = ov.data(),
-                                                                            .u = uv.data(),
-                                                                            .u_stride = uv.row_stride(),
-                                                                            .rstd = rstd.data(),
-                                                                            .dy = gradient.data(),
-                                                                            .d_o = d_o.data(),
-                                                                            .du = du.data(),
-                                                                            .du_stride = du.row_stride(),
-                                                                            .y = nullptr});
-                            inputs.add(0, d_o);
-                            inputs.add(1, du);
-                        });
-    y.set_recipe([forward, rstd]() {
-        Tensor unused = Tensor::empty(rstd.shape(), rstd.dtype(), rstd.device());
-        return forward(unused);
-    });
+    Tensor product = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
+    kernels::gated_srms_norm_forward(ov.stream(), {.rows = ov.rows(),
+                                                   .width = ov.dim(-1),
+                                                   .eps = eps,
+                                                   .dtype = ov.dtype(),
+                                                   .gate = gate,
+                                                   .o = ov.data(),
+                                                   .u = uv.data(),
+                                                   .u_stride = uv.row_stride(),
+                                                   .y = product.data(),
+                                                   .rstd = rstd.data()});
+    Variable y =
+        record("gated_srms_norm", {o, u}, product, [ov, uv, rstd, gate](const Tensor& dy, Gradients& inputs) {
+            Tensor d_o = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
+            Tensor du = inputs.buffer(1), again;
+            if (inputs.value_wanted(0)) again = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
+            const Tensor gradient = dy.contiguous();
+            kernels::gated_srms_norm_backward(ov.stream(), {.rows = ov.rows(),
+                                                            .width = ov.dim(-1),
+                                                            .dtype = ov.dtype(),
+                                                            .gate = gate,
+                                                            .o = ov.data(),
+                                                            .u = uv.data(),
+                                                            .u_stride = uv.row_stride(),
+                                                            .rstd = rstd.data(),
+                                                            .dy = gradient.data(),
+                                                            .d_o = d_o.data(),
+                                                            .du = du.data(),
+                                                            .du_stride = du.row_stride(),
+                                                            .y = again.defined() ? again.data() : nullptr});
+            if (again.defined()) inputs.give_value(0, again);
+            inputs.add(0, d_o);
+            inputs.add(1, du);
+        });
+    y.set_formed_again();
     return y;
 }
 

@@ -76,6 +76,11 @@ void srms_norm_backward(const SrmsNormBackward& args) {
             for (int64_t c = 0; c < width; ++c) dot += load(x[c]) * load(dy[c]);
             // (dy - x rstd * rstd dot / width) * rstd, the factors of x collected
             const A along = rstd * rstd * rstd * dot / static_cast<A>(width);
+            if (args.y) {
+                T* y = static_cast<T*>(args.y) + r * width;
+#pragma omp simd
+                for (int64_t c = 0; c < width; ++c) y[c] = narrow<T>(load(x[c]) * rstd);
+            }
             if (args.residual_grad) {
                 const T* residual = static_cast<const T*>(args.residual_grad) + r * width;
 #pragma omp simd

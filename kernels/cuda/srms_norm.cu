@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(kMaxRowThreads)
 template <class T, int N>
 __global__ void __launch_bounds__(kMaxRowThreads)
     backward_kernel(int64_t width, const T* x, int64_t x_stride, const acc_t<T>* rstd, const T* dy,
-                    const T* residual, T* dx, int64_t dx_stride) {
+                    const T* residual, T* dx, int64_t dx_stride, T* y) {
     using A = acc_t<T>;
     const int64_t row = blockIdx.x;
     const A r = rstd[row];
@@ -62,8 +62,13 @@ __global__ void __launch_bounds__(kMaxRowThreads)
         constexpr int kN = decltype(n)::value;
         const auto value = load<kN>(from + c);
         auto gradient = load<kN>(dy + row * width + c);
+        Pack<A, kN> normed;
 #pragma unroll
-        for (int i = 0; i < kN; ++i) gradient[i] = (gradient[i] - value[i] * r * mean) * r;
+        for (int i = 0; i < kN; ++i) {
+            normed[i] = value[i] * r;
+            gradient[i] = (gradient[i] - normed[i] * mean) * r;
+        }
+        if (y) store<kN>(y + row * width + c, normed);
         if (residual) {
             const auto past = load<kN>(residual + row * width + c);
 #pragma unroll
@@ -160,12 +165,13 @@ void srms_norm_backward(const Stream& stream, const SrmsNormBackward& args) {
         const bool vector = vectorizable<T>({{args.x, args.x_stride},
                                              {args.dy, args.width},
                                              {args.residual_grad, args.width},
-                                             {args.dx, args.dx_stride}});
+                                             {args.dx, args.dx_stride},
+                                             {args.y, args.width}});
         auto* kernel = vector ? backward_kernel<T, kVector<T>> : backward_kernel<T, 1>;
         kernel<<<static_cast<unsigned>(args.rows), row_threads<T>(args.width), 0, s>>>(
             args.width, static_cast<const T*>(args.x), args.x_stride, static_cast<const acc_t<T>*>(args.rstd),
             static_cast<const T*>(args.dy), static_cast<const T*>(args.residual_grad),
-            static_cast<T*>(args.dx), args.dx_stride);
+            static_cast<T*>(args.dx), args.dx_stride, static_cast<T*>(args.y));
         LEVIN_CUDA_LAUNCHED();
     });
 }

@@ -123,7 +123,7 @@ TEST(Autograd, RecomputationGivesTheSameBitsForLessMemory) {
         Variable x = leaf({40, 8}, "x"), w1 = leaf({16, 8}, "w1"), w2 = leaf({8, 8}, "w2");
         w1.set_gradient_hook([&](Variable&) { ++hooks[mode]; });
         const size_t before = memory_statistics({}).live_total;
-        const PreferRecipes prefer(mode == 1);
+        const SelectiveRecomputation selective(mode == 1);
         Variable y = x;
         for (int i = 0; i < 3; ++i) {
             if (mode == 2)

@@ -163,6 +163,28 @@ TEST(SrmsNorm, BackwardMatchesFiniteDifferences) {
         }
 }
 
+// What was dropped after the forward pass comes back with the same bits, in place too.
+TEST(SrmsNorm, BackwardFormsTheOutputAgain) {
+    for (const DType dtype : floating_types())
+        for (const size_t width : {7, 64, 1032}) {
+            const size_t rows = 5, count = rows * width;
+            const auto n = [](size_t v) { return static_cast<int64_t>(v); };
+            const Buffer x(dtype, random_normal(count, 3)), dy(dtype, random_normal(count));
+            const Buffer y = Buffer::poisoned(dtype, count), again = Buffer::poisoned(dtype, count);
+            const Buffer rstd = Buffer::poisoned(accumulator_of(dtype), rows);
+            const Buffer dx = Buffer::poisoned(dtype, count);
+            srms_norm_forward(stream(), {n(rows), n(width), kEps, dtype, x.data(), n(width), nullptr, nullptr,
+                                         y.data(), rstd.data()});
+            SrmsNormBackward args{n(rows),     n(width),  dtype,   x.data(),  n(width),
+                                  rstd.data(), dy.data(), nullptr, dx.data(), n(width)};
+            srms_norm_backward(stream(), args);
+            args.dx = dy.data(), args.y = again.data();
+            srms_norm_backward(stream(), args);
+            EXPECT_EQ(again.read(), y.read());
+            EXPECT_EQ(dy.read(), dx.read());
+        }
+}
+
 TEST(GatedSrmsNorm, ForwardAndBackward) {
     for (const DType dtype : floating_types())
         for (const Activation gate : {Activation::none, Activation::sigmoid})
