@@ -160,6 +160,7 @@ public:
             const bool reached = std::any_of(node->gradients.begin(), node->gradients.end(),
                                              [](const Tensor& gradient) { return gradient.defined(); });
             if (reached || node->takes_unit_seed) {
+                const OpScope scope(node->op, true);
                 Gradients sink(*node);
                 node->backward(node->gradients, sink);
             }
@@ -179,6 +180,7 @@ public:
                 const Tensor& value = node->values.at(waiting.output);
                 LEVIN_CHECK(value.defined(), "autograd", "{} did not form its output {} again", node->op,
                             waiting.output);
+                const OpScope scope(node->op, true);
                 accumulate_gradient(waiting.leaf,
                                     [&](Tensor& target, double beta) { waiting.form(target, beta, value); });
                 waiting.form = nullptr;

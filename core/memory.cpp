@@ -2,9 +2,11 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <bit>
 #include <map>
 #include <mutex>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 
@@ -27,7 +29,7 @@ class Cache {
 public:
     explicit Cache(const Device& device) : device_(device) {}
 
-    void* take(size_t block, MemoryCategory category) {
+    void* take(size_t block, MemoryCategory category, const OpName& op) {
         std::lock_guard lock(mutex_);
         void* data = nullptr;
         auto& list = free_[block];
@@ -41,11 +43,18 @@ public:
         statistics_.live[static_cast<int>(category)] += block;
         statistics_.live_total += block;
         statistics_.peak_total = std::max(statistics_.peak_total, statistics_.live_total);
+        ++uses_[{category, op.op, op.backward, block}];
+        if (statistics_.live_total >= watched_total_) {
+            watched_uses_ = uses();
+            watched_total_ = SIZE_MAX;
+        }
         return data;
     }
 
-    void give(void* data, size_t block, MemoryCategory category) {
+    void give(void* data, size_t block, MemoryCategory category, const OpName& op) {
         std::lock_guard lock(mutex_);
+        const auto use = uses_.find({category, op.op, op.backward, block});
+        if (--use->second == 0) uses_.erase(use);
         free_[block].push_back(data);
         statistics_.cached += block;
         statistics_.live[static_cast<int>(category)] -= block;
@@ -64,6 +73,24 @@ public:
         std::lock_guard lock(mutex_);
         statistics_.peak_total = statistics_.live_total;
     }
+    std::vector<MemoryUse> current_uses() {
+        std::lock_guard lock(mutex_);
+        return uses();
+    }
+    void watch(size_t total) {
+        std::lock_guard lock(mutex_);
+        watched_total_ = total;
+        watched_uses_.clear();
+    }
+    std::vector<MemoryUse> watched_uses() {
+        std::lock_guard lock(mutex_);
+        return watched_uses_;
+    }
+    std::string trim_and_describe() {
+        std::lock_guard lock(mutex_);
+        trim_locked();
+        return description();
+    }
 
 private:
     void* allocate_or_trim(size_t block) {
@@ -75,12 +102,33 @@ private:
         try {
             return kernels::allocate(device_, block);
         } catch (const Error&) {
-            fail(Fault::internal, "memory",
-                 "{} has no {:.2f} GiB left for the next tensor.\n{}Three ways out: a smaller "
-                 "trainer.micro_batch, "
-                 "trainer.recompute=full, or more devices (parallel.*)",
-                 to_string(device_), static_cast<double>(block) / (1ull << 30), table(statistics_));
+            fail(Fault::internal, "memory", "{} has no {:.2f} GiB left for the next tensor ({}).\n{}",
+                 to_string(device_), static_cast<double>(block) / (1ull << 30), OpScope::current().op,
+                 description());
         }
+    }
+    // For messages: what is used for what, and what to do.
+    std::string description() const {
+        std::string text = table(statistics_) + "The largest uses:\n";
+        const auto all = uses();
+        for (size_t i = 0; i < all.size() && i < 6; ++i)
+            text += fmt::format("  {:<12} {:>9.3f} GiB  {} x {:.1f} MiB, {}{}\n", to_string(all[i].category),
+                                static_cast<double>(all[i].bytes()) / (1ull << 30), all[i].blocks,
+                                static_cast<double>(all[i].block_bytes) / (1 << 20), all[i].op.op,
+                                all[i].op.backward ? " backward" : "");
+        return text +
+               "Three ways out: a smaller trainer.micro_batch (with the same trainer.global_batch), "
+               "trainer.recompute=full, or more devices (parallel.*)";
+    }
+    std::vector<MemoryUse> uses() const {
+        std::vector<MemoryUse> result;
+        for (const auto& [key, blocks] : uses_) {
+            const auto& [category, op, backward, block] = key;
+            result.push_back({category, {op, backward}, block, blocks});
+        }
+        std::stable_sort(result.begin(), result.end(),
+                         [](const MemoryUse& a, const MemoryUse& b) { return a.bytes() > b.bytes(); });
+        return result;
     }
     void trim_locked() {
         for (auto& [block, list] : free_)
@@ -104,6 +152,11 @@ private:
     std::mutex mutex_;
     std::unordered_map<size_t, std::vector<void*>> free_;
     MemoryStatistics statistics_;
+    // By category, op, direction and block size. Names are literals and compared by address: the same op from
+    // two files may make two lines.
+    std::map<std::tuple<MemoryCategory, const char*, bool, size_t>, size_t> uses_;
+    size_t watched_total_ = SIZE_MAX;
+    std::vector<MemoryUse> watched_uses_;
 };
 
 // Caches live until the process ends: tensors in static storage may outlive any other owner.
@@ -112,7 +165,10 @@ Cache& cache_of(const Device& device) {
     static auto* caches = new std::map<std::pair<int, int>, std::unique_ptr<Cache>>;
     std::lock_guard lock(mutex);
     auto& cache = (*caches)[{static_cast<int>(device.type), device.index}];
-    if (!cache) cache = std::make_unique<Cache>(device);
+    if (!cache) {
+        cache = std::make_unique<Cache>(device);
+        kernels::set_memory_reclaimer([](const Device& full) { return cache_of(full).trim_and_describe(); });
+    }
     return *cache;
 }
 
@@ -131,9 +187,10 @@ Storage::Storage(const Device& device, size_t bytes, MemoryCategory category)
       bytes_(bytes),
       block_(size_class(bytes)),
       category_(category),
-      data_(cache_of(device).take(block_, category)) {}
+      op_(OpScope::current()),
+      data_(cache_of(device).take(block_, category, op_)) {}
 
-Storage::~Storage() { cache_of(device_).give(data_, block_, category_); }
+Storage::~Storage() { cache_of(device_).give(data_, block_, category_, op_); }
 
 MemoryScope::MemoryScope(MemoryCategory category) : previous_(current_category) {
     current_category = category;
@@ -145,5 +202,8 @@ MemoryStatistics memory_statistics(const Device& device) { return cache_of(devic
 void reset_peak_memory(const Device& device) { cache_of(device).reset_peak(); }
 void release_cached_memory(const Device& device) { cache_of(device).trim(); }
 std::string memory_table(const Device& device) { return Cache::table(memory_statistics(device)); }
+std::vector<MemoryUse> memory_uses(const Device& device) { return cache_of(device).current_uses(); }
+void watch_memory(const Device& device, size_t total) { cache_of(device).watch(total); }
+std::vector<MemoryUse> watched_memory_uses(const Device& device) { return cache_of(device).watched_uses(); }
 
 }  // namespace levin

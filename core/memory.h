@@ -10,7 +10,9 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "core/op_scope.h"
 #include "kernels/base/stream.h"
 
 namespace levin {
@@ -35,6 +37,7 @@ private:
     Device device_;
     size_t bytes_, block_;
     MemoryCategory category_;
+    OpName op_;
     void* data_;
 };
 
@@ -63,5 +66,19 @@ void reset_peak_memory(const Device& device);
 void release_cached_memory(const Device& device);
 // The categories, one line each, for messages.
 std::string memory_table(const Device& device);
+
+// Blocks of one size that one op took for one purpose.
+struct MemoryUse {
+    MemoryCategory category;
+    OpName op;
+    size_t block_bytes, blocks;
+    size_t bytes() const { return block_bytes * blocks; }
+};
+// What is in use now, the largest first.
+std::vector<MemoryUse> memory_uses(const Device& device);
+// Keeps what is in use at the moment when the total next reaches `total` bytes. With the peak of a step as
+// `total`, a second step like it gives the contents of the peak.
+void watch_memory(const Device& device, size_t total);
+std::vector<MemoryUse> watched_memory_uses(const Device& device);  // empty: not reached yet
 
 }  // namespace levin

@@ -6,11 +6,16 @@
 // equal, values and gradients.
 #pragma once
 
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "core/autograd.h"
 #include "kernels/kernel.h"
+
+namespace levin {
+struct SequenceChunks;  // parallel/context_parallel/chunks.h
+}
 
 namespace levin::ops {
 
@@ -53,6 +58,8 @@ struct TokenLayout {
     int64_t batch = 1, length = 0;
     int64_t first_position = 0;
     Tensor cu_seqlens = {};
+    // Context parallelism: these rows are one chunk of longer ones, and this says what other ranks hold.
+    std::shared_ptr<const SequenceChunks> chunks = {};
     int64_t tokens() const { return batch * length; }
     int64_t sequences() const { return cu_seqlens.defined() ? cu_seqlens.count() - 1 : batch; }
 };

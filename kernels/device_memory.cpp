@@ -1,5 +1,6 @@
 #include "kernels/device_memory.h"
 
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -41,6 +42,18 @@ Stream default_stream(const Device& device) {
 
 void synchronize(const Stream& stream) {
     if (stream.device.is_cuda()) cuda::synchronize(stream);
+}
+
+void push_range(const char* name) { cuda::push_range(name); }
+void pop_range() { cuda::pop_range(); }
+
+namespace {
+std::atomic<MemoryReclaimer> memory_reclaimer{nullptr};
+}
+void set_memory_reclaimer(MemoryReclaimer reclaimer) { memory_reclaimer = reclaimer; }
+std::string reclaim_memory(const Device& device) {
+    const MemoryReclaimer reclaimer = memory_reclaimer;
+    return reclaimer ? reclaimer(device) : std::string{};
 }
 
 bool built_with_cuda() { return cuda::built_with_cuda(); }

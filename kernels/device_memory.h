@@ -22,6 +22,17 @@ void copy_bytes(const Stream& stream, const Device& to_device, void* to, const D
 Stream default_stream(const Device& device);
 void synchronize(const Stream& stream);
 
+// Named ranges around the work that is queued between them, seen by Nsight Systems (NVTX); nothing without
+// CUDA.
+void push_range(const char* name);
+void pop_range();
+
+// Asked when a device has no memory left, before the second and last try: gives back what it only caches, and
+// says for the message how much is used for what. Set once, by core.
+using MemoryReclaimer = std::string (*)(const Device& device);
+void set_memory_reclaimer(MemoryReclaimer reclaimer);
+std::string reclaim_memory(const Device& device);
+
 struct DeviceInfo {
     std::string name, compute_capability;
     size_t total_bytes = 0, free_bytes = 0;
@@ -39,6 +50,8 @@ void copy_bytes(const Stream& stream, const Device& to_device, void* to, const D
                 const void* from, size_t bytes);
 Stream default_stream(const Device& device);
 void synchronize(const Stream& stream);
+void push_range(const char* name);
+void pop_range();
 bool built_with_cuda();
 int device_count(std::string* why_none);
 DeviceInfo device_info(int index);

@@ -4,6 +4,7 @@
 namespace levin::ops {
 
 Variable activation(const Variable& x, Activation activation, int64_t group) {
+    const OpScope scope("activation");
     if (activation == Activation::none) return x;
     const Tensor xv = x.value();
     const int64_t width = group > 0 ? group : xv.dim(-1);

@@ -33,6 +33,7 @@ void check_same(const char* op, const Variable& a, const Variable& b) {
 }  // namespace
 
 Variable add(const Variable& a, const Variable& b) {
+    const OpScope scope("add");
     check_same("add", a, b);
     const Tensor left = a.value().contiguous(), right = b.value().contiguous();
     return record("add", {a, b}, combine(left, 1, &right, 1), [](const Tensor& dy, Gradients& inputs) {
@@ -42,6 +43,7 @@ Variable add(const Variable& a, const Variable& b) {
 }
 
 Variable scale(const Variable& x, double factor) {
+    const OpScope scope("scale");
     return record("scale", {x}, combine(x.value().contiguous(), factor, nullptr, 0),
                   [factor](const Tensor& dy, Gradients& inputs) {
                       inputs.add(0, combine(dy.contiguous(), factor, nullptr, 0));
@@ -49,6 +51,7 @@ Variable scale(const Variable& x, double factor) {
 }
 
 Variable multiply(const Variable& a, const Variable& b) {
+    const OpScope scope("multiply");
     check_same("multiply", a, b);
     const Tensor left = a.value().contiguous(), right = b.value().contiguous();
     return record("multiply", {a, b}, product(left, right),

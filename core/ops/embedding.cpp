@@ -5,6 +5,7 @@
 namespace levin::ops {
 
 Variable embedding(const Variable& table, const Tensor& ids, double scale, int64_t padding_id) {
+    const OpScope scope("embedding");
     const Tensor w = table.value();
     const int64_t tokens = ids.count(), vocab = w.dim(0), width = w.dim(1);
     Tensor y = Tensor::empty({tokens, width}, w.dtype(), w.device());

@@ -5,6 +5,7 @@
 namespace levin::ops {
 
 Variable glu(const Variable& a, const Variable& b, Activation activation) {
+    const OpScope scope("glu");
     const Tensor av = a.value(), bv = b.value();
     LEVIN_CHECK(av.shape() == bv.shape(), "glu", "a {} and b {} differ", to_string(av.shape()),
                 to_string(bv.shape()));

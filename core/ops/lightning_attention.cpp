@@ -9,6 +9,7 @@ namespace levin::ops {
 
 LightningResult lightning_attention(const Variable& q, const Variable& k, const Variable& v,
                                     const LightningOptions& options, const TokenLayout& layout) {
+    const OpScope scope("lightning_attention");
     const Tensor qv = q.value(), kv = k.value(), vv = v.value();
     const Tensor theta = options.theta.defined() ? options.theta.value() : Tensor{};
     const Tensor state = options.initial_state.defined() ? options.initial_state.value() : Tensor{};

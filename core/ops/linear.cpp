@@ -7,6 +7,7 @@
 namespace levin::ops {
 
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
+    const OpScope scope("linear");
     const Tensor xv = x.value(), w = weight.value();
     LEVIN_CHECK(w.rank() == 2 && xv.dim(-1) == w.dim(1) && xv.dtype() == w.dtype(), "linear",
                 "x {} {} and weight {} {} do not fit", to_string(xv.dtype()), to_string(xv.shape()),

@@ -42,6 +42,7 @@ void product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_
 
 CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
                                         const CrossEntropyOptions& options) {
+    const OpScope scope("linear_cross_entropy");
     const Tensor h = hidden.value().contiguous(), w = weight.value();
     const int64_t tokens = h.rows(), vocab = w.dim(0);
     LEVIN_CHECK(h.dim(-1) == w.dim(1) && targets.count() == tokens && h.dtype() == w.dtype(),

@@ -61,10 +61,12 @@ Variable weighted_norm(WeightedNorm kind, const Variable& x, const Variable& wei
 }  // namespace
 
 Variable rms_norm(const Variable& x, const Variable& weight, double eps) {
+    const OpScope scope("rms_norm");
     return weighted_norm(WeightedNorm::rms, x, weight, {}, eps);
 }
 
 Variable layer_norm(const Variable& x, const Variable& weight, const Variable& bias, double eps) {
+    const OpScope scope("layer_norm");
     return weighted_norm(WeightedNorm::layer, x, weight, bias, eps);
 }
 

@@ -6,6 +6,7 @@
 namespace levin::ops {
 
 Variable lrpe(const Variable& x, const Variable& theta, const TokenLayout& layout) {
+    const OpScope scope("lrpe");
     const Tensor xv = x.value(), th = theta.value();
     const int64_t tokens = xv.rows(), heads = th.dim(0), head_dim = th.dim(1);
     LEVIN_CHECK(xv.dim(-1) == heads * head_dim && th.dtype() == accumulator_of(xv.dtype()) &&
@@ -67,6 +68,7 @@ void turn(const Tensor& x, int64_t heads, double base, const TokenLayout& layout
 }  // namespace
 
 Variable rope(const Variable& x, int64_t heads, double base, const TokenLayout& layout) {
+    const OpScope scope("rope");
     const Tensor& xv = x.value();
     LEVIN_CHECK(xv.dim(-1) % (2 * heads) == 0, "rope", "width {} is no {} heads of even width", xv.dim(-1),
                 heads);

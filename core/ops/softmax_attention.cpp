@@ -10,6 +10,7 @@ namespace levin::ops {
 
 Variable softmax_attention(const Variable& q, const Variable& k, const Variable& v, int64_t heads,
                            int64_t kv_heads, const TokenLayout& layout, int64_t key_length) {
+    const OpScope scope("softmax_attention");
     const Tensor qv = q.value(), kv = k.value(), vv = v.value();
     const Tensor cu_seqlens = layout.cu_seqlens;
     const int64_t head_dim = qv.dim(-1) / heads, keys = key_length > 0 ? key_length : layout.length;

@@ -6,6 +6,7 @@
 namespace levin::ops {
 
 std::vector<Variable> split(const Variable& x, const std::vector<int64_t>& widths) {
+    const OpScope scope("split");
     const Tensor& value = x.value();
     LEVIN_CHECK(std::accumulate(widths.begin(), widths.end(), int64_t{0}) == value.dim(-1), "split",
                 "widths {} do not sum to the width of {}", to_string(widths), to_string(value.shape()));

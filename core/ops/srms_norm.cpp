@@ -51,6 +51,7 @@ Tensor forward(const Tensor& x, double eps, const Tensor* branch, Tensor* h, Ten
 }  // namespace
 
 Variable srms_norm(const Variable& x, double eps) {
+    const OpScope scope("srms_norm");
     const Tensor value = x.value();
     Tensor rstd = empty_rstd(value);
     Variable y = record("srms_norm", {x}, forward(value, eps, nullptr, nullptr, rstd),
@@ -64,6 +65,7 @@ Variable srms_norm(const Variable& x, double eps) {
 }
 
 std::pair<Variable, Variable> add_srms_norm(const Variable& x, const Variable& branch, double eps) {
+    const OpScope scope("add_srms_norm");
     const Tensor a = x.value().contiguous(), b = branch.value().contiguous();
     LEVIN_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "add_srms_norm",
                 "x {} and branch {} differ", to_string(a.shape()), to_string(b.shape()));
@@ -88,6 +90,7 @@ std::pair<Variable, Variable> add_srms_norm(const Variable& x, const Variable& b
 }
 
 Variable gated_srms_norm(const Variable& o, const Variable& u, Activation gate, double eps) {
+    const OpScope scope("gated_srms_norm");
     const Tensor ov = o.value().contiguous(), uv = u.value();
     LEVIN_CHECK(ov.shape() == uv.shape(), "gated_srms_norm", "o {} and u {} differ", to_string(ov.shape()),
                 to_string(uv.shape()));

@@ -4,6 +4,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 #include <fmt/format.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <mutex>
 #include <vector>
@@ -82,13 +83,18 @@ int multiprocessors(int device) { return state_of(device).multiprocessors; }
 
 Scratch::Scratch(cudaStream_t stream, size_t bytes) : stream_(stream) {
     if (bytes == 0) return;
-    const cudaError_t error = cudaMallocAsync(&data_, bytes, stream);
+    cudaError_t error = cudaMallocAsync(&data_, bytes, stream);
     if (error == cudaErrorMemoryAllocation) {
         cudaGetLastError();  // not sticky: the device goes on
-        fail(
-            Fault::internal, "memory",
-            "the GPU has no {:.2f} GiB left for a kernel's scratch memory; use a smaller trainer.micro_batch",
-            static_cast<double>(bytes) / (1 << 30));
+        Device device{DeviceType::cuda, 0};
+        LEVIN_CUDA_CHECK(cudaGetDevice(&device.index));
+        const std::string table = reclaim_memory(device);
+        error = cudaMallocAsync(&data_, bytes, stream);
+        if (error == cudaErrorMemoryAllocation) {
+            cudaGetLastError();
+            fail(Fault::internal, "memory", "{} has no {:.2f} GiB left for a kernel's scratch memory.\n{}",
+                 to_string(device), static_cast<double>(bytes) / (1 << 30), table);
+        }
     }
     LEVIN_CUDA_CHECK(error);
 }
@@ -139,6 +145,9 @@ void copy_bytes(const Stream& stream, const Device& to_device, void* to, const D
 Stream default_stream(const Device& device) { return Stream{device, state_of(device.index).stream}; }
 
 void synchronize(const Stream& stream) { LEVIN_CUDA_CHECK(cudaStreamSynchronize(use(stream))); }
+
+void push_range(const char* name) { nvtxRangePushA(name); }
+void pop_range() { nvtxRangePop(); }
 
 bool built_with_cuda() { return true; }
 

@@ -25,6 +25,8 @@ void release(const Device&, void*) noexcept {}
 void copy_bytes(const Stream&, const Device&, void*, const Device&, const void*, size_t) { absent(); }
 Stream default_stream(const Device&) { absent(); }
 void synchronize(const Stream&) { absent(); }
+void push_range(const char*) {}
+void pop_range() {}
 bool built_with_cuda() { return false; }
 int device_count(std::string* why_none) {
     if (why_none) *why_none = "this levin was built without CUDA";

@@ -1,6 +1,8 @@
 // A whole training step (forward, backward, clipping, AdamW) of a configuration on random tokens.
 #include <fmt/format.h>
 
+#include <map>
+
 #include "core/random.h"
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/options.h"
@@ -17,7 +19,35 @@ struct Options {
     std::string config;
     std::vector<std::string> overrides;
     int repeats = 5;
+    bool memory = false;
 };
+
+// What lives at the peak of one update, by category, op and size of the blocks.
+void print_memory(const Device& device, bool json, const std::function<void()>& update) {
+    reset_peak_memory(device);
+    update();
+    const size_t peak = memory_statistics(device).peak_total;
+    watch_memory(device, peak);
+    update();
+    const auto gib = [](size_t bytes) {
+        return fmt::format("{:.3f}", static_cast<double>(bytes) / (1 << 30));
+    };
+    Table table({"category", "op", "blocks", "block_mib", "gib", "share"});
+    std::map<MemoryCategory, size_t> totals;
+    for (const MemoryUse& use : watched_memory_uses(device)) {
+        totals[use.category] += use.bytes();
+        if (use.bytes() < peak / 1000) continue;
+        table.add({to_string(use.category), std::string(use.op.op) + (use.op.backward ? " backward" : ""),
+                   fmt::to_string(use.blocks),
+                   fmt::format("{:.1f}", static_cast<double>(use.block_bytes) / (1 << 20)), gib(use.bytes()),
+                   fmt::format("{:.3f}", static_cast<double>(use.bytes()) / static_cast<double>(peak))});
+    }
+    for (const auto& [category, bytes] : totals)
+        table.add({to_string(category), "all", "", "", gib(bytes),
+                   fmt::format("{:.3f}", static_cast<double>(bytes) / static_cast<double>(peak))});
+    table.add({"peak", "all", "", "", gib(peak), "1.000"});
+    table.print(json);
+}
 
 void run(const Options& options) {
     const Device device = prepare(options.common);
@@ -57,6 +87,11 @@ void run(const Options& options) {
                fmt::format("{:.3f}", static_cast<double>(memory_statistics(device).peak_total) / (1 << 30))});
     table.print(options.common.json);
     if (!options.common.json) fmt::print("peak: {}; one micro-batch an update\n", peak.source);
+    if (options.memory)
+        print_memory(device, options.common.json, [&] {
+            backward(forward().loss);
+            optimizer.step(1e-4);
+        });
 }
 
 }  // namespace
@@ -68,6 +103,7 @@ void add_step(CLI::App& bench) {
     command->add_option("CONFIG", options->config, "YAML file")->required();
     command->add_option("key=value", options->overrides, "Settings that replace those of the file");
     command->add_option("--repeats", options->repeats)->capture_default_str()->check(CLI::PositiveNumber);
+    command->add_flag("--memory", options->memory, "Also what lives at the peak, by op");
     command->callback([options] { run(*options); });
 }
 
