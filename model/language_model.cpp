@@ -5,30 +5,53 @@
 #include <cmath>
 
 #include "model/slopes.h"
+#include "parallel/tensor_parallel/ops.h"
 
 namespace levin {
 
-LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Device& device)
-    : config_(config), dtype_(dtype), device_(device) {
+LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Device& device,
+                             std::shared_ptr<const Mesh> mesh, int64_t virtual_stages)
+    : config_(config), dtype_(dtype), device_(device), mesh_(std::move(mesh)) {
     config.validate();
+    const Layout layout = mesh_ ? mesh_->layout() : Layout{};
+    const Coordinates place = mesh_ ? mesh_->place() : Coordinates{.pp = 0, .dp = 0, .cp = 0, .tp = 0};
+    validate_layout(config, layout, virtual_stages);
+    stages_ = layout.pp * virtual_stages;
+    if (layout.tp > 1) tp_ = mesh_->tp();
     MemoryScope scope(MemoryCategory::parameters);
     for (ParameterSpec& spec : parameter_table(config)) {
+        if (!holds_parameter(config, spec, layout.pp, virtual_stages, place.pp)) continue;
         index_[spec.name] = parameters_.size();
         const DType type = spec.keep_accumulator ? accumulator_of(dtype) : dtype;
-        Variable variable(Tensor::empty(spec.shape, type, device), true);
-        parameters_.push_back({std::move(spec), std::move(variable)});
+        Shard shard = shard_of(spec, layout.tp, place.tp);
+        Variable variable(Tensor::empty(shard.shape, type, device), true);
+        const bool copy = spec.name == "embedding" && place.pp > 0;
+        const bool counted = !copy && (place.tp == 0 || spec.sharding != Sharding::replicated);
+        if (spec.name == "embedding" || spec.name == "head") first_row_ = place.tp * shard.shape[0];
+        parameters_.push_back({std::move(spec), std::move(variable), std::move(shard), counted});
     }
     embedding_ = parameter("embedding");
     position_embedding_ = parameter("position_embedding");
     head_ = config.tie_embeddings ? embedding_ : parameter("head");
     final_norm_ = {parameter("final_norm"), parameter("final_norm_bias")};
     for (int64_t i = 0; i < config.num_layers; ++i) {
+        bool here = false;
+        for (int64_t stage = place.pp; stage < stages_; stage += layout.pp) {
+            const StageLayers layers = layers_of_stage(config.num_layers, stages_, stage);
+            here |= i >= layers.first && i < layers.last;
+        }
+        if (!here) continue;
         auto named = [&](const std::string& name) { return parameter(fmt::format("layers.{}.{}", i, name)); };
         auto norm = [&](const std::string& name) {
             return NormParameters{named(name), named(name + "_bias")};
         };
         Layer layer;
         layer.index = i;
+        layer.tp = tp_;
+        if (layout.cp > 1) layer.cp = mesh_->cp();
+        layer.heads = config.num_heads / layout.tp;
+        layer.kv_heads = config.kv_heads() / layout.tp;
+        layer.glu_width = config.glu_width() / layout.tp;
         layer.attention_norm = norm("attention_norm");
         layer.inner_norm = norm("attention.norm");
         layer.glu_norm = norm("glu_norm");
@@ -48,7 +71,9 @@ LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Devic
         layer.glu_in_bias = named("glu.in_bias");
         layer.glu_out = named("glu.out");
         layer.glu_out_bias = named("glu.out_bias");
-        if (lightning) layer.slopes = Tensor::from({config.num_heads}, decay_slopes(config, i), device);
+        if (lightning)
+            layer.slopes = Tensor::from({config.num_heads}, decay_slopes(config, i), device)
+                               .narrow(0, place.tp * layer.heads, layer.heads);
         layers_.push_back(std::move(layer));
     }
 }
@@ -61,7 +86,8 @@ Variable LanguageModel::parameter(const std::string& name) const {
 void LanguageModel::initialize(uint64_t seed) {
     for (Parameter& parameter : parameters_) {
         Tensor value = parameter.variable.value();
-        value.copy_from(initial_value(config_, parameter.spec, seed));
+        value.copy_from(take_shard(initial_value(config_, parameter.spec, seed), parameter.shard,
+                                   value.dtype(), device_));
     }
 }
 
@@ -73,7 +99,7 @@ void LanguageModel::load(const std::map<std::string, Tensor>& values) {
                       "parameter {} should have shape {}, the file has {}", parameter.spec.name,
                       to_string(parameter.spec.shape), to_string(found->second.shape()));
         Tensor value = parameter.variable.value();
-        value.copy_from(found->second);
+        value.copy_from(take_shard(found->second, parameter.shard, value.dtype(), device_));
     }
 }
 
@@ -93,15 +119,14 @@ Residual LanguageModel::run_layer(const Layer& layer, const Residual& stream, co
     return {outputs[0], outputs[1]};
 }
 
-Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, DecodeState* state) const {
-    LEVIN_CHECK(ids.count() == layout.tokens(), "model", "{} ids for {} tokens", ids.count(),
-                layout.tokens());
-    LEVIN_CHECK(!state || !gradients_enabled(), "model", "decoding keeps no gradients: use NoGradient");
-    if (state) layout.first_position = state->position;
-    const double scale = config_.scale_embedding ? std::sqrt(static_cast<double>(config_.hidden_size)) : 1.0;
-    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
+Variable LanguageModel::embed(const Tensor& ids, double scale) const {
+    if (!tp_) return ops::embedding(embedding_, ids, scale, config_.pad_token_id);
+    return tensor_parallel::embedding(embedding_, first_row_, ids, scale, config_.pad_token_id, tp_);
+}
 
-    Residual stream{ops::embedding(embedding_, ids, scale, config_.pad_token_id), {}};
+Residual LanguageModel::begin(const Tensor& ids, const ops::TokenLayout& layout) const {
+    const double scale = config_.scale_embedding ? std::sqrt(static_cast<double>(config_.hidden_size)) : 1.0;
+    Residual stream{embed(ids, scale), {}};
     if (position_embedding_.defined()) {
         LEVIN_REQUIRE(layout.first_position + layout.length <= config_.max_position, "model",
                       "position {} is beyond model.max_position {}: absolute positions end there",
@@ -113,21 +138,54 @@ Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, Decod
         stream.branch =
             ops::embedding(position_embedding_, Tensor::from({layout.tokens()}, positions, device_));
     }
+    return stream;
+}
+
+Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, DecodeState* state) const {
+    LEVIN_CHECK(ids.count() == layout.tokens(), "model", "{} ids for {} tokens", ids.count(),
+                layout.tokens());
+    LEVIN_CHECK(!state || !gradients_enabled(), "model", "decoding keeps no gradients: use NoGradient");
+    LEVIN_CHECK(stages_ == 1, "model", "one of {} stages cannot run alone", stages_);
+    if (state) layout.first_position = state->position;
+    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
+
+    Residual stream = begin(ids, layout);
     for (size_t i = 0; i < layers_.size(); ++i)
         stream = run_layer(layers_[i], stream, layout, state ? &state->layers[i] : nullptr);
     if (state) state->position += layout.length;
     return add_and_norm(config_, stream, final_norm_).second;
 }
 
+Variable LanguageModel::run_stage(int64_t stage, const Variable& input, const Tensor& ids,
+                                  const ops::TokenLayout& layout) const {
+    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
+    const StageLayers range = layers_of_stage(config_.num_layers, stages_, stage);
+    Residual stream = stage == 0 ? begin(ids, layout) : Residual{input, {}};
+    for (const Layer& layer : layers_)
+        if (layer.index >= range.first && layer.index < range.last)
+            stream = run_layer(layer, stream, layout, nullptr);
+    if (stage == stages_ - 1) return add_and_norm(config_, stream, final_norm_).second;
+    return ops::add(stream.h, stream.branch);  // one tensor travels
+}
+
+ops::CrossEntropyResult LanguageModel::loss_of(const Variable& hidden, const Tensor& targets,
+                                               const ops::CrossEntropyOptions& options) const {
+    if (!tp_) return ops::linear_cross_entropy(hidden, head_, targets, options);
+    return tensor_parallel::linear_cross_entropy(hidden, head_, first_row_, config_.vocab_size, targets,
+                                                 options, tp_);
+}
+
 ops::CrossEntropyResult LanguageModel::loss(const Tensor& ids, const Tensor& targets,
                                             const ops::TokenLayout& layout,
                                             const ops::CrossEntropyOptions& options) const {
-    return ops::linear_cross_entropy(hidden(ids, layout), head_, targets, options);
+    return loss_of(hidden(ids, layout), targets, options);
 }
 
 Tensor LanguageModel::logits(const Variable& hidden) const {
     NoGradient off;
-    return ops::linear(hidden, head_).value();
+    const Variable own = ops::linear(hidden, head_);
+    if (!tp_) return own.value();
+    return tensor_parallel::gather_columns(own, tp_).value().narrow(-1, 0, config_.vocab_size).contiguous();
 }
 
 DecodeState LanguageModel::new_state() const {

@@ -9,12 +9,17 @@
 #include "model/config.h"
 #include "model/layer.h"
 #include "model/parameters.h"
+#include "model/sharding.h"
 
 namespace levin {
 
 struct Parameter {
     ParameterSpec spec;
-    Variable variable;  // in the model's type; f32 for those that keep the accumulator
+    Variable variable;  // this rank's part, in the model's type; f32 for those that keep the accumulator
+    Shard shard;
+    // Of a parameter that several ranks of mesh->model() hold alike (a norm's weight, a tied embedding on the
+    // last stage), one of them counts it: in norms over the whole model, and when it is saved.
+    bool counted = true;
 };
 
 // A sequence being decoded: constant memory per lightning layer, whatever its length.
@@ -27,8 +32,11 @@ enum class Recomputation { none, selective, full };
 
 class LanguageModel {
 public:
-    // Allocates the parameters, uninitialised, in `dtype` (f64, f32 or bf16) on `device`.
-    LanguageModel(const ModelConfig& config, DType dtype, const Device& device);
+    // Allocates the parameters, uninitialised, in `dtype` (f64, f32 or bf16) on `device`: those of this rank
+    // of `mesh` (null: all), see sharding.h. Every rank of the mesh makes the same calls. Throws Error(input)
+    // when the model cannot be divided so.
+    LanguageModel(const ModelConfig& config, DType dtype, const Device& device,
+                  std::shared_ptr<const Mesh> mesh = nullptr, int64_t virtual_stages = 1);
 
     const ModelConfig& config() const { return config_; }
     DType dtype() const { return dtype_; }
@@ -36,36 +44,57 @@ public:
     std::vector<Parameter>& parameters() { return parameters_; }
     const std::vector<Parameter>& parameters() const { return parameters_; }
 
-    // Sets every parameter to initial_value(seed).
+    // Null for a model alone.
+    const std::shared_ptr<const Mesh>& mesh() const { return mesh_; }
+
+    // Sets every parameter to its part of initial_value(seed): every layout starts alike.
     void initialize(uint64_t seed);
-    // Sets every parameter from tensors by parameter name; throws Error(input) naming a missing or misshapen
-    // one.
+    // Sets every parameter from whole tensors by parameter name; throws Error(input) naming a missing or
+    // misshapen one.
     void load(const std::map<std::string, Tensor>& values);
 
-    // Output of the final norm, [tokens, hidden_size]. ids i32 [layout.tokens()] on the device. With a state,
-    // the tokens continue the sequence: layout.first_position is taken from it and it is advanced.
+    // Output of the final norm, [tokens, hidden_size]. With context parallelism ids and layout are this
+    // rank's chunk (chunk_layout). Not with a pipeline. ids i32 [layout.tokens()] on the device. With a
+    // state, the tokens continue the sequence: layout.first_position is taken from it and it is advanced.
     Variable hidden(const Tensor& ids, ops::TokenLayout layout, DecodeState* state = nullptr) const;
-    // Loss over targets (i32 [tokens], negative: does not count); see ops::linear_cross_entropy.
+    // Loss over targets (i32 [tokens], negative: does not count); see ops::linear_cross_entropy. With context
+    // parallelism the sum over this rank's tokens, with tensor parallelism the same on all ranks.
     ops::CrossEntropyResult loss(const Tensor& ids, const Tensor& targets, const ops::TokenLayout& layout,
                                  const ops::CrossEntropyOptions& options) const;
-    // hidden Whead^T, [rows, vocab_size].
+    // hidden Whead^T, [rows, vocab_size]; whole on every rank.
     Tensor logits(const Variable& hidden) const;
+
+    // Pipeline stages of the whole model; this rank has those with number % pp == its place.
+    int64_t num_stages() const { return stages_; }
+    // One stage: from the stream [tokens, hidden_size] of the stage before (undefined at stage 0) to what
+    // goes to the next one. Of the last stage: the output of the final norm.
+    Variable run_stage(int64_t stage, const Variable& input, const Tensor& ids,
+                       const ops::TokenLayout& layout) const;
+    // Loss of the last stage's output.
+    ops::CrossEntropyResult loss_of(const Variable& hidden, const Tensor& targets,
+                                    const ops::CrossEntropyOptions& options) const;
 
     DecodeState new_state() const;
     void set_recomputation(Recomputation mode) { recomputation_ = mode; }
 
 private:
     Variable parameter(const std::string& name) const;  // undefined when the model has none of this name
+    Variable embed(const Tensor& ids, double scale) const;
+    Residual begin(const Tensor& ids, const ops::TokenLayout& layout) const;
     Residual run_layer(const Layer& layer, const Residual& stream, const ops::TokenLayout& layout,
                        LayerState* state) const;
 
     ModelConfig config_;
     DType dtype_;
     Device device_;
+    std::shared_ptr<const Mesh> mesh_;
+    std::shared_ptr<Communicator> tp_;  // null on one rank
+    int64_t stages_ = 1;
     std::vector<Parameter> parameters_;
     std::map<std::string, size_t> index_;
     Variable embedding_, position_embedding_, head_;
-    std::vector<Layer> layers_;
+    int64_t first_row_ = 0;      // of the whole vocabulary in embedding_ and head_
+    std::vector<Layer> layers_;  // of this rank's stages
     NormParameters final_norm_;
     Recomputation recomputation_ = Recomputation::none;
 };

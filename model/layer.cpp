@@ -1,5 +1,8 @@
 #include "model/layer.h"
 
+#include "parallel/context_parallel/ops.h"
+#include "parallel/tensor_parallel/ops.h"
+
 namespace levin {
 
 using namespace ops;
@@ -25,47 +28,70 @@ std::pair<Variable, Variable> add_and_norm(const ModelConfig& config, const Resi
     return {h, apply_norm(config, h, parameters)};
 }
 
+Variable Layer::into(const Variable& x, const Variable& weight, const Variable& bias) const {
+    return tp ? tensor_parallel::column_linear(x, weight, bias, tp) : linear(x, weight, bias);
+}
+
+Variable Layer::out_of(const Variable& y, const Variable& weight, const Variable& bias) const {
+    return tp ? tensor_parallel::row_linear(y, weight, bias, tp) : linear(y, weight, bias);
+}
+
 Residual Layer::forward(const ModelConfig& config, const Residual& stream, const TokenLayout& layout,
                         LayerState* state) const {
     const auto [h, x] = add_and_norm(config, stream, attention_norm);
     const auto [h2, x2] = add_and_norm(config, {h, attention(config, x, layout, state)}, glu_norm);
-    const int64_t f = config.glu_width();
-    const auto halves = split(linear(x2, glu_in, glu_in_bias), {f, f});
-    return {h2, linear(glu(halves[0], halves[1], config.glu_activation), glu_out, glu_out_bias)};
+    const auto halves = split(into(x2, glu_in, glu_in_bias), {glu_width, glu_width});
+    return {h2, out_of(glu(halves[0], halves[1], config.glu_activation), glu_out, glu_out_bias)};
 }
 
 Variable Layer::attention(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
                           LayerState* state) const {
-    const bool is_lightning = config.mixer_of(index) == Mixer::lightning;
-    const Variable y = is_lightning ? lightning(config, x, layout, state) : softmax(config, x, layout, state);
-    return linear(y, out, out_bias);
+    if (config.mixer_of(index) == Mixer::lightning) return lightning(config, x, layout, state);
+    return out_of(softmax(config, x, layout, state), out, out_bias);
 }
 
 Variable Layer::lightning(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
                           LayerState* state) const {
-    const int64_t d = config.hidden_size;
+    const int64_t d = heads * config.head_dim();
     const bool multiply_gate = config.gate == Gate::multiply;
-    const auto parts = split(linear(x, in, in_bias), multiply_gate ? std::vector<int64_t>{d, d, d, d}
-                                                                   : std::vector<int64_t>{d, d, d});
-    LightningOptions options{.heads = config.num_heads,
+    const auto parts = split(into(x, in, in_bias), multiply_gate ? std::vector<int64_t>{d, d, d, d}
+                                                                 : std::vector<int64_t>{d, d, d});
+    LightningOptions options{.heads = heads,
                              .slopes = slopes,
                              .qk_activation = config.qk_activation,
                              .v_activation = config.v_activation(),
                              .theta = theta};
-    if (state) {
-        if (state->kv.defined()) options.initial_state = Variable(state->kv);
-        options.want_final_state = true;
+    Variable o;
+    if (layout.chunks) {
+        o = context_parallel::lightning_attention(parts[0], parts[1], parts[2], options, layout, cp);
+    } else {
+        if (state) {
+            if (state->kv.defined()) options.initial_state = Variable(state->kv);
+            options.want_final_state = true;
+        }
+        const LightningResult attended = lightning_attention(parts[0], parts[1], parts[2], options, layout);
+        if (state) state->kv = attended.final_state.value();
+        o = attended.output;
     }
-    const LightningResult attended = lightning_attention(parts[0], parts[1], parts[2], options, layout);
-    if (state) state->kv = attended.final_state.value();
-    const Variable& o = attended.output;
 
-    if (config.gate == Gate::none) return apply_norm(config, o, inner_norm);
     const Activation gate = multiply_gate ? Activation::none : Activation::sigmoid;
-    const Variable u =
-        multiply_gate ? parts[3] : linear(linear(x, gate_down, gate_down_bias), gate_up, gate_up_bias);
-    if (config.norm == Norm::simplermsnorm) return gated_srms_norm(o, u, gate, config.norm_epsilon());
-    return multiply(activation(u, gate), apply_norm(config, o, inner_norm));
+    Variable u;
+    if (multiply_gate) u = parts[3];
+    if (config.gate == Gate::sigmoid) {
+        Variable low = linear(x, gate_down, gate_down_bias);
+        if (tp) low = tensor_parallel::enter(low, tp);
+        u = linear(low, gate_up, gate_up_bias);
+    }
+    if (tp && config.norm == Norm::simplermsnorm)  // the norm rides in the projection's all-reduce
+        return tensor_parallel::gated_norm_row_linear(o, u, gate, config.norm_epsilon(), config.hidden_size,
+                                                      out, out_bias, tp);
+    if (u.defined() && config.norm == Norm::simplermsnorm)
+        return linear(gated_srms_norm(o, u, gate, config.norm_epsilon()), out, out_bias);
+    Variable y = tp ? tensor_parallel::take_columns(
+                          apply_norm(config, tensor_parallel::gather_columns(o, tp), inner_norm), tp)
+                    : apply_norm(config, o, inner_norm);
+    if (u.defined()) y = multiply(activation(u, gate), y);
+    return out_of(y, out, out_bias);
 }
 
 namespace {
@@ -87,19 +113,21 @@ Tensor append(Tensor& cache, int64_t filled, const Tensor& rows) {
 
 Variable Layer::softmax(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
                         LayerState* state) const {
-    const int64_t d = config.hidden_size, kv = config.kv_heads() * config.head_dim();
-    const auto parts = split(linear(x, in, in_bias), {d, kv, kv});
+    const int64_t d = heads * config.head_dim(), kv = kv_heads * config.head_dim();
+    const auto parts = split(into(x, in, in_bias), {d, kv, kv});
     Variable q = parts[0], k = parts[1];
     if (config.uses_rope(index)) {
-        q = rope(q, config.num_heads, config.rope_base, layout);
-        k = rope(k, config.kv_heads(), config.rope_base, layout);
+        q = rope(q, heads, config.rope_base, layout);
+        k = rope(k, kv_heads, config.rope_base, layout);
     }
-    if (!state) return softmax_attention(q, k, parts[2], config.num_heads, config.kv_heads(), layout);
+    if (layout.chunks)
+        return context_parallel::softmax_attention(q, k, parts[2], heads, kv_heads, layout, cp);
+    if (!state) return softmax_attention(q, k, parts[2], heads, kv_heads, layout);
     LEVIN_CHECK(layout.batch == 1, "decode", "the softmax cache holds one sequence, got {}", layout.batch);
     const Variable keys(append(state->keys, state->length, k.value()));
     const Variable values(append(state->values, state->length, parts[2].value()));
     state->length += layout.length;
-    return softmax_attention(q, keys, values, config.num_heads, config.kv_heads(), layout, state->length);
+    return softmax_attention(q, keys, values, heads, kv_heads, layout, state->length);
 }
 
 }  // namespace levin

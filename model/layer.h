@@ -6,6 +6,7 @@
 
 #include "core/ops.h"
 #include "model/config.h"
+#include "parallel/communicator.h"
 
 namespace levin {
 
@@ -36,11 +37,17 @@ struct Layer {
     Variable glu_in, glu_in_bias, glu_out, glu_out_bias;
     Tensor slopes;  // lightning layers
     int64_t index = 0;
+    int64_t heads = 0, kv_heads = 0, glu_width = 0;  // of this rank
+    // Ranks that share the layer's parameters, and its sequences; null: alone.
+    std::shared_ptr<Communicator> tp, cp;
 
     Residual forward(const ModelConfig& config, const Residual& stream, const ops::TokenLayout& layout,
                      LayerState* state) const;
 
 private:
+    // The first linear of a block, and the last one.
+    Variable into(const Variable& x, const Variable& weight, const Variable& bias) const;
+    Variable out_of(const Variable& y, const Variable& weight, const Variable& bias) const;
     Variable attention(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
                        LayerState* state) const;
     Variable lightning(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,

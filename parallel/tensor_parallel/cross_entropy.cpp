@@ -1,0 +1,107 @@
+// ops/linear_cross_entropy.cpp with the columns of the logits divided over ranks.
+#include <algorithm>
+
+#include "kernels/rank_parts.h"
+#include "parallel/tensor_parallel/ops.h"
+#include "parallel/tensor_parallel/product.h"
+
+namespace levin::tensor_parallel {
+
+namespace {
+
+// Each chunk costs a collective, so chunks are larger than on a rank alone.
+int64_t default_chunk(const Tensor& weight) {
+    const int64_t bytes = int64_t{weight.device().is_cpu() ? 32 : 512} << 20;
+    const int64_t row = weight.dim(0) * static_cast<int64_t>(size_of(weight.dtype()));
+    return std::max<int64_t>(256, bytes / std::max<int64_t>(1, row) / 64 * 64);
+}
+
+}  // namespace
+
+ops::CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& weight, int64_t first,
+                                             int64_t vocab_size, const Tensor& targets,
+                                             const ops::CrossEntropyOptions& options, const Ranks& ranks) {
+    const Tensor h = hidden.value().contiguous(), w = weight.value();
+    const int64_t tokens = h.rows(), rows_of_w = w.dim(0);
+    const int64_t vocab = std::clamp<int64_t>(vocab_size - first, 0, rows_of_w);  // own ones, without padding
+    LEVIN_CHECK(h.dim(-1) == w.dim(1) && targets.count() == tokens && h.dtype() == w.dtype(),
+                "linear_cross_entropy", "hidden {}, weight {}, {} targets do not fit", to_string(h.shape()),
+                to_string(w.shape()), targets.count());
+    const DType acc = accumulator_of(h.dtype());
+    const bool want_hidden = gradients_enabled() && hidden.requires_grad();
+    const bool want_weight = gradients_enabled() && weight.requires_grad();
+    LEVIN_CHECK(!want_weight || weight.is_leaf(), "linear_cross_entropy",
+                "the divided weight must be a leaf");
+
+    Tensor losses = Tensor::empty({tokens}, acc, h.device());
+    Tensor dh = want_hidden ? Tensor::empty(h.shape(), h.dtype(), h.device()) : Tensor{};
+    const int64_t chunk =
+        std::min(tokens, options.chunk_tokens > 0 ? options.chunk_tokens : default_chunk(w));
+    Tensor logits, parts;
+    {
+        MemoryScope scope(MemoryCategory::workspace);
+        logits = Tensor::empty({chunk, rows_of_w}, h.dtype(), h.device());
+        parts = Tensor::empty({(ranks->size() + 1) * chunk * 3}, acc, h.device());
+    }
+    std::vector<Pending> sums;
+    for (int64_t start = 0; start < tokens; start += chunk) {
+        const int64_t rows = std::min(chunk, tokens - start);
+        const Tensor h_rows = h.narrow(0, start, rows), z = logits.narrow(0, 0, rows);
+        const Tensor ids = targets.narrow(0, start, rows);
+        const Tensor own = parts.narrow(0, 0, rows * 3);
+        const Tensor all = parts.narrow(0, chunk * 3, ranks->size() * rows * 3);
+        product(h_rows, false, w, true, z);
+        kernels::cross_entropy_parts(h.stream(), {.rows = rows,
+                                                  .vocab = vocab,
+                                                  .first = first,
+                                                  .dtype = h.dtype(),
+                                                  .logits = z.data(),
+                                                  .stride = z.row_stride(),
+                                                  .targets = ids.data<int32_t>(),
+                                                  .parts = own.data()});
+        ranks->all_gather(own, all);
+        kernels::cross_entropy_join(h.stream(),
+                                    {.ranks = ranks->size(),
+                                     .rows = rows,
+                                     .vocab = vocab,
+                                     .first = first,
+                                     .dtype = h.dtype(),
+                                     .z_loss = options.z_loss,
+                                     .gradient_scale = want_hidden || want_weight ? options.scale : 0,
+                                     .parts = all.data(),
+                                     .logits = z.data(),
+                                     .stride = z.row_stride(),
+                                     .targets = ids.data<int32_t>(),
+                                     .loss = losses.narrow(0, start, rows).data()});
+        if (want_hidden) {
+            const Tensor dh_rows = dh.narrow(0, start, rows);
+            product(z, false, w, false, dh_rows);
+            sums.push_back(ranks->start_all_reduce(dh_rows));
+        }
+        if (want_weight)
+            accumulate_gradient(weight,
+                                [&](Tensor& dw, double beta) { product(z, true, h_rows, false, dw, beta); });
+    }
+    for (const Pending& sum : sums) sum->wait();
+
+    Tensor loss = Tensor::zeros({1}, acc, h.device());
+    sum_rows(losses.view({tokens, 1}), loss, 0);
+    kernels::add(h.stream(), {.count = 1,
+                              .dtype = acc,
+                              .alpha = options.scale,
+                              .a = loss.data(),
+                              .beta = 0,
+                              .b = nullptr,
+                              .y = loss.data()});
+    const Variable result = record_loss("linear_cross_entropy", {hidden, weight}, loss,
+                                        [dh](const Tensor& gradient, Gradients& inputs) {
+                                            LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
+                                                        "its gradients are formed in the forward pass: use "
+                                                        "CrossEntropyOptions::scale and make this loss the "
+                                                        "root of backward()");
+                                            if (dh.defined()) inputs.add(0, dh);
+                                        });
+    return {result, losses};
+}
+
+}  // namespace levin::tensor_parallel
