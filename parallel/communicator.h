@@ -92,7 +92,7 @@ protected:
     virtual Pending do_send(const Tensor& tensor, int to) = 0;
     virtual Pending do_recv(const Tensor& tensor, int from) = 0;
     virtual Pending do_barrier() = 0;
-    // Bracket the calls of a group (ncclGroupStart, ncclGroupEnd).
+    // Bracket the calls of a group, whose works are waited for after it.
     virtual void group_begin() {}
     virtual void group_end() {}
 

@@ -9,10 +9,12 @@
 #include <sstream>
 #include <thread>
 
+#include "kernels/device_memory.h"
 #include "parallel/agreement.h"
 #include "parallel/host.h"
 #include "parallel/mpi/mpi_communicator.h"
 #include "parallel/mpi/runtime.h"
+#include "parallel/nccl/nccl_communicator.h"
 #include "parallel/self.h"
 #include "parallel/timeout.h"
 
@@ -57,6 +59,7 @@ World::World() {
         uses_mpi_ = true;
         communication_timeout();  // refuse a wrong value now
         all_ = mpi::make_world_communicator();
+        if (all_->size() > 1) all_ = routed_ = std::make_shared<RoutedCommunicator>(all_);
         host_ = mpi::make_host_communicator();
         if (mpi::bound_by_default()) clear_affinity();
     } else {
@@ -105,12 +108,40 @@ std::vector<RankPlace> World::places() const {
     return places;
 }
 
+Device World::device(DeviceType type) {
+    if (type == DeviceType::cpu) return {};
+    if (!gpu_) assign_gpu();
+    return *gpu_;
+}
+
+void World::assign_gpu() {
+    std::string why;
+    const int count = kernels::cuda_device_count(&why), ranks = place_.local_size;
+    LEVIN_REQUIRE(count > 0, "device",
+                  "a GPU was asked for on {}, but {}; use --device cpu (trainer.device=cpu)", place_.host,
+                  why);
+    LEVIN_REQUIRE(count == 1 || count >= ranks, "device",
+                  "{} ranks on {}, which has {} GPUs: each rank needs its own; start at most {} there", ranks,
+                  place_.host, count, count);
+    const Device mine{DeviceType::cuda, count == 1 ? 0 : place_.local_rank};
+    const std::vector<std::string> gpus = gather_texts(*host_, nccl::gpu_identity(mine.index));
+    for (size_t r = 0; r < gpus.size(); ++r)
+        LEVIN_REQUIRE(
+            static_cast<int>(r) == host_->rank() || gpus[r] != gpus[host_->rank()], "device",
+            "{} ranks on {} share the GPU {}: each needs its own; start fewer ranks there, or let each "
+            "see another one (CUDA_VISIBLE_DEVICES)",
+            ranks, place_.host, gpus[r]);
+    if (routed_) routed_->connect(mine);
+    gpu_ = mine;
+}
+
 void World::finish() {
     if (finished_) return;
     finished_ = true;
     if (!uses_mpi_) return;
     all_->barrier();  // has a time limit and gives the core away, unlike MPI_Finalize
     host_.reset();
+    routed_.reset();
     const std::shared_ptr<Communicator> last = make_self_communicator("world");
     all_ = last;
     mpi::finalize();

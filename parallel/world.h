@@ -3,10 +3,11 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "parallel/communicator.h"
+#include "parallel/routed.h"
 
 namespace levin {
 
@@ -44,6 +45,11 @@ public:
     // The ranks of this host.
     Communicator& host() const { return *host_; }
 
+    // Where this rank computes: the CPU, or its own GPU, which is the one with the rank's number on its host
+    // (or the only one it sees, as Slurm can arrange). The first call for GPUs is collective and connects
+    // them. Throws Error(input) where there are too few GPUs or no NCCL for several ranks.
+    Device device(DeviceType type);
+
     const RankPlace& place() const { return place_; }
     // Everybody's, by rank. Collective.
     std::vector<RankPlace> places() const;
@@ -52,7 +58,11 @@ public:
     void finish();
 
 private:
+    void assign_gpu();
+
     std::shared_ptr<Communicator> all_, host_;
+    std::shared_ptr<RoutedCommunicator> routed_;  // all_, where there are several ranks
+    std::optional<Device> gpu_;
     RankPlace place_;
     bool uses_mpi_ = false, finished_ = false;
 };

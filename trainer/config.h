@@ -84,7 +84,7 @@ struct CheckpointConfig {
 
 struct ParallelConfig {
     int64_t tp = 1, cp = 1, pp = 1, zero = 0;  // data parallelism takes the remaining ranks
-    int64_t bucket_mib = 25;                   // gradients reduced together
+    int64_t bucket_mib = 64;                   // gradients reduced together
     bool operator==(const ParallelConfig&) const = default;
 };
 

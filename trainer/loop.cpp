@@ -3,13 +3,16 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <numeric>
 #include <optional>
 
 #include "checkpoint/huggingface.h"
 #include "checkpoint/native.h"
+#include "core/transfer.h"
 #include "data/loader.h"
 #include "kernels/device_memory.h"
 #include "parallel/agreement.h"
@@ -30,9 +33,6 @@ namespace levin {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double milliseconds_since(Clock::time_point start) {
-    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 LoaderOptions loader_options(const Config& config, bool training) {
     return {.length = config.trainer.sequence_length,
@@ -61,7 +61,7 @@ public:
         : config_(config),
           ranks_(world.all()),
           root_(world.is_root()),
-          device_{config.trainer.device, 0},
+          device_(world.device(config.trainer.device)),
           data_(std::make_shared<Dataset>(dataset_specs(config.data.train))),
           loader_(data_, loader_options(config, true)),
           model_(config.model, config.trainer.precision, device_),
@@ -195,30 +195,80 @@ private:
                                .batches = (t.steps - step_) * accumulation,
                                .depth = std::max<int64_t>(1, config_.data.prefetch)});
         StopSignal signal;
+        // A GPU works on one step while the host queues the next: the numbers of a step are read then, so
+        // that nothing waits. Before anything that lasts (evaluation, checkpoint, the end) the host catches
+        // up, and a checkpoint is only written after the step before it proved finite.
+        std::optional<Underway> underway;
         while (step_ < t.steps) {
-            StepMetrics row = update(prefetcher, accumulation);
+            Underway next = update(prefetcher, accumulation);
+            if (underway) conclude(*underway);
+            underway = std::move(next);
             const bool last = step_ == t.steps;
-            if (validation_ && (last || (t.eval_every > 0 && step_ % t.eval_every == 0)))
-                row.validation_loss = evaluate(model_, *validation_, t.micro_batch,
-                                               t.eval_batches * t.global_batch / t.micro_batch, ranks_)
-                                          .loss;
-            record(row);
-            if (!std::isfinite(row.loss) || !std::isfinite(row.grad_norm))
-                fail(Fault::numbers, "train",
-                     "step {}: loss {} and gradient norm {} are no longer finite. The last checkpoint is "
-                     "from step {}; try a "
-                     "lower optimizer.learning_rate or a longer schedule.warmup_steps",
-                     step_, row.loss, row.grad_norm, saved_step_);
             const bool stop = any_agree(ranks_, signal.requested());
-            if (stop || last || (config_.checkpoint.every > 0 && step_ % config_.checkpoint.every == 0))
-                save(stop || last);
+            const bool save_now =
+                stop || last || (config_.checkpoint.every > 0 && step_ % config_.checkpoint.every == 0);
+            const bool evaluate_now =
+                validation_ && (last || (t.eval_every > 0 && step_ % t.eval_every == 0));
+            if (device_.is_cpu() || save_now || evaluate_now) {
+                arrive(*underway);
+                if (evaluate_now)
+                    underway->row.validation_loss =
+                        evaluate(model_, *validation_, t.micro_batch,
+                                 t.eval_batches * t.global_batch / t.micro_batch, ranks_)
+                            .loss;
+                conclude(*underway);
+                underway.reset();
+            }
+            if (save_now) save(stop || last);
             if (stop && !last) return true;
         }
         return false;
     }
 
-    StepMetrics update(Prefetcher& prefetcher, int64_t accumulation) {
-        const auto start = Clock::now();
+    // A step that was queued and whose numbers are on their way.
+    struct Underway {
+        StepMetrics row;
+        Readout* numbers = nullptr;  // the loss of each micro-batch, then the gradient norm
+        Clock::time_point queued;
+        bool arrived = false;
+    };
+
+    // Waits until the step has ended and completes its row.
+    void arrive(Underway& step) {
+        if (step.arrived) return;
+        step.arrived = true;
+        const std::vector<double> numbers = step.numbers->values();
+        const auto now = Clock::now();
+        StepMetrics& row = step.row;
+        row.loss = sum_over(ranks_, std::accumulate(numbers.begin(), numbers.end() - 1, 0.0));
+        row.grad_norm = numbers.back();
+        // Steps overlap on the host: this one began when it was queued or when the one before ended.
+        row.step_ms =
+            std::chrono::duration<double, std::milli>(now - std::max(step.queued, last_end_)).count();
+        last_end_ = now;
+        const auto& t = config_.trainer;
+        row.tokens_per_second = static_cast<double>(t.global_batch * t.sequence_length) / row.step_ms * 1000;
+        const double rate = row.tokens_per_second * config_.model.flops_per_token(t.sequence_length);
+        peak_ = std::max(peak_, rate);  // a peak measured while the machine was busy is too low
+        row.mfu = rate / peak_;
+    }
+
+    void conclude(Underway& step) {
+        arrive(step);
+        const StepMetrics& row = step.row;
+        record(row);
+        if (!std::isfinite(row.loss) || !std::isfinite(row.grad_norm))
+            fail(Fault::numbers, "train",
+                 "step {}: loss {} and gradient norm {} are no longer finite. The last checkpoint is from "
+                 "step {}; "
+                 "try a lower optimizer.learning_rate or a longer schedule.warmup_steps",
+                 row.step, row.loss, row.grad_norm, saved_step_);
+    }
+
+    Underway update(Prefetcher& prefetcher, int64_t accumulation) {
+        const OpScope scope("update");
+        Underway result;
+        result.queued = Clock::now();
         const auto& t = config_.trainer;
         double wait = 0;
         std::vector<DeviceBatch> batches;
@@ -246,24 +296,17 @@ private:
         const double learning_rate = learning_rate_at(config_.optimizer, config_.schedule, t.steps, step_);
         optimizer_.step(learning_rate);
 
-        double loss = 0;
-        for (const Tensor& part : losses) loss += part.item();
         ++step_;
         tokens_ += t.global_batch * t.sequence_length;
-        StepMetrics row;
-        row.step = step_;
-        row.tokens = tokens_;
-        row.loss = sum_over(ranks_, loss);
-        row.learning_rate = learning_rate;
-        row.grad_norm = optimizer_.gradient_norm();
-        row.step_ms = milliseconds_since(start);
-        row.tokens_per_second = static_cast<double>(t.global_batch * t.sequence_length) / row.step_ms * 1000;
-        const double rate = row.tokens_per_second * config_.model.flops_per_token(t.sequence_length);
-        peak_ = std::max(peak_, rate);  // a peak measured while the machine was busy is too low
-        row.mfu = rate / peak_;
-        row.data_wait_ms = wait;
-        row.peak_memory_gib = static_cast<double>(memory_statistics(device_).peak_total) / (1 << 30);
-        return row;
+        losses.push_back(optimizer_.gradient_norm());
+        result.numbers = &readouts_[static_cast<size_t>(step_ % 2)];
+        result.numbers->start(losses);
+        result.row.step = step_;
+        result.row.tokens = tokens_;
+        result.row.learning_rate = learning_rate;
+        result.row.data_wait_ms = wait;
+        result.row.peak_memory_gib = static_cast<double>(memory_statistics(device_).peak_total) / (1 << 30);
+        return result;
     }
 
     void record(const StepMetrics& row) {
@@ -279,7 +322,7 @@ private:
             if (row.validation_loss) scalars.emplace_back("loss/validation", *row.validation_loss);
             events_->write(row.step, scalars);
         }
-        progress_->update(row, step_);
+        progress_->update(row, row.step);
         if (row.validation_loss)
             progress_->message(fmt::format("step {}: validation loss {:.4f}, perplexity {:.2f}", row.step,
                                            *row.validation_loss, std::exp(*row.validation_loss)));
@@ -332,6 +375,8 @@ private:
     std::optional<Progress> progress_;
     double peak_ = 1;
     int64_t step_ = 0, saved_step_ = 0, tokens_ = 0;
+    std::array<Readout, 2> readouts_{Readout(device_), Readout(device_)};
+    Clock::time_point last_end_{};
 };
 
 }  // namespace

@@ -13,9 +13,11 @@ namespace {
 class EndJobOnFailure : public testing::EmptyTestEventListener {
 public:
     explicit EndJobOnFailure(levin::World& world) : world_(world) {}
+    void OnTestStart(const testing::TestInfo& test) override { test_ = &test; }
     void OnTestPartResult(const testing::TestPartResult& result) override {
         if (!result.failed()) return;
-        const testing::TestInfo* test = testing::UnitTest::GetInstance()->current_test_info();
+        // Asking UnitTest for the current test here would wait for a lock that it holds itself.
+        const testing::TestInfo* test = test_;
         std::fprintf(stderr, "rank %d of %d failed %s.%s\n%s:%d: %s\n", world_.rank(), world_.size(),
                      test ? test->test_suite_name() : "-", test ? test->name() : "-",
                      result.file_name() ? result.file_name() : "", result.line_number(), result.message());
@@ -25,6 +27,7 @@ public:
 
 private:
     levin::World& world_;
+    const testing::TestInfo* test_ = nullptr;
 };
 
 }  // namespace

@@ -1,0 +1,283 @@
+#include "parallel/nccl/nccl_communicator.h"
+
+#include <cstring>
+#include <exception>
+#include <mutex>
+
+#include "kernels/cuda/check.h"
+#include "kernels/device_memory.h"
+#include "parallel/agreement.h"
+#include "parallel/nccl/library.h"
+
+namespace levin::nccl {
+
+namespace {
+
+ncclDataType_t type_of(DType dtype) {
+    switch (dtype) {
+        case DType::f64:
+            return ncclFloat64;
+        case DType::f32:
+            return ncclFloat32;
+        case DType::bf16:
+            return ncclBfloat16;
+        case DType::i64:
+            return ncclInt64;
+        case DType::i32:
+            return ncclInt32;
+        default:
+            return ncclUint8;
+    }
+}
+
+// Types that NCCL does not know travel as bytes; they are never reduced.
+size_t count_of(const Tensor& tensor) {
+    return type_of(tensor.dtype()) == ncclUint8 ? tensor.bytes() : static_cast<size_t>(tensor.count());
+}
+
+ncclRedOp_t op_of(ReduceOp op) { return op == ReduceOp::sum ? ncclSum : ncclMax; }
+
+// Marks the end of a launch: several works when they went out as a group.
+class Event {
+public:
+    explicit Event(int device) {
+        LEVIN_CUDA_CHECK(cudaSetDevice(device));
+        LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    }
+    ~Event() { cudaEventDestroy(event_); }
+    Event(const Event&) = delete;
+    Event& operator=(const Event&) = delete;
+
+    void record(cudaStream_t stream) {
+        LEVIN_CUDA_CHECK(cudaEventRecord(event_, stream));
+        recorded_ = true;
+    }
+    bool recorded() const { return recorded_; }
+    bool ended() const {
+        const cudaError_t state = cudaEventQuery(event_);
+        if (state == cudaErrorNotReady) return false;
+        LEVIN_CUDA_CHECK(state);
+        return true;
+    }
+    cudaEvent_t get() const { return event_; }
+
+private:
+    cudaEvent_t event_ = nullptr;
+    bool recorded_ = false;
+};
+
+// The NCCL communicator itself, shared by the works it started.
+struct Link {
+    ncclComm_t comm = nullptr;
+    cudaStream_t stream = nullptr;
+    int device = 0;
+    std::string name;
+    std::mutex mutex;  // stop() comes from another thread
+    bool stopped = false;
+
+    void check() {
+        const std::lock_guard lock(mutex);
+        if (stopped) fail(Fault::communication, "nccl", "{}: used after the job was stopped", name);
+        ncclResult_t state = ncclSuccess;
+        LEVIN_NCCL(ncclCommGetAsyncError, comm, &state);
+        if (state != ncclSuccess && state != ncclInProgress)
+            fail(Fault::communication, "nccl",
+                 "{}: {}; a peer or the network between the GPUs has failed, look for the first rank that "
+                 "reported an error",
+                 name, error_text(state));
+    }
+};
+
+class NcclWork : public Work {
+public:
+    NcclWork(std::shared_ptr<Link> link, std::shared_ptr<Event> done, std::vector<Tensor> tensors)
+        : link_(std::move(link)), done_(std::move(done)), tensors_(std::move(tensors)) {}
+
+    // The memory goes back to the tensor's stream: that stream must not use it before the end.
+    ~NcclWork() override {
+        if (tensors_.empty() || !done_->recorded()) return;
+        cudaSetDevice(link_->device);
+        cudaStreamWaitEvent(static_cast<cudaStream_t>(tensors_[0].stream().handle), done_->get());
+    }
+
+    bool test() override {
+        link_->check();
+        return done_->recorded() && done_->ended();
+    }
+
+    void wait() override {
+        if (tensors_.empty()) return;
+        LEVIN_CHECK(done_->recorded(), link_->name, "wait() inside the group that the operation belongs to");
+        link_->check();
+        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(kernels::cuda::use(tensors_[0].stream()), done_->get()));
+        tensors_.clear();
+    }
+
+private:
+    std::shared_ptr<Link> link_;
+    std::shared_ptr<Event> done_;
+    std::vector<Tensor> tensors_;
+};
+
+class NcclCommunicator : public GpuCommunicator {
+public:
+    NcclCommunicator(ncclComm_t comm, int device, int rank, int size, const std::string& name)
+        : GpuCommunicator(rank, size, name),
+          link_(std::make_shared<Link>()),
+          errors_at_creation_(std::uncaught_exceptions()) {
+        link_->comm = comm;
+        link_->device = device;
+        link_->name = name;
+        LEVIN_CUDA_CHECK(cudaSetDevice(device));
+        int least = 0, greatest = 0;
+        LEVIN_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+        // A collective that becomes ready goes before kernels that are waiting: peers depend on it.
+        LEVIN_CUDA_CHECK(cudaStreamCreateWithPriority(&link_->stream, cudaStreamNonBlocking, greatest));
+        LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+    }
+
+    ~NcclCommunicator() override {
+        // Ending may wait for the other ranks: not on the way out of a failure, which they do not share.
+        if (link_->stopped || std::uncaught_exceptions() > errors_at_creation_) return;
+        cudaSetDevice(link_->device);
+        cudaStreamSynchronize(link_->stream);
+        library().ncclCommDestroy(link_->comm);
+        cudaEventDestroy(ready_);
+        cudaStreamDestroy(link_->stream);
+    }
+
+    void open_group() override {
+        LEVIN_NCCL(ncclGroupStart);
+        group_ = std::make_shared<Event>(link_->device);
+    }
+    void close_group() override {
+        const std::shared_ptr<Event> done = std::move(group_);
+        group_.reset();
+        LEVIN_NCCL(ncclGroupEnd);
+        LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
+        done->record(link_->stream);
+    }
+
+    std::shared_ptr<Communicator> split(int, int, const std::string& part) override {
+        fail(Fault::internal, name(), "split into {}: the host's communicator goes first", part);
+    }
+
+    std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, const Communicator* part) override {
+        link_->check();
+        ncclComm_t comm = nullptr;
+        LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
+        LEVIN_NCCL(ncclCommSplit, link_->comm, part ? color : NCCL_SPLIT_NOCOLOR, key, &comm, nullptr);
+        if (!part) return nullptr;
+        return std::make_shared<NcclCommunicator>(comm, link_->device, part->rank(), part->size(),
+                                                  part->name());
+    }
+
+    void stop() noexcept override {
+        {
+            const std::lock_guard lock(link_->mutex);
+            if (link_->stopped) return;
+            link_->stopped = true;
+        }
+        library().ncclCommAbort(link_->comm);
+    }
+
+    [[noreturn]] void abort(int status) noexcept override {
+        stop();
+        std::_Exit(status);
+    }
+
+protected:
+    Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
+        return launch({tensor}, [&] {
+            LEVIN_NCCL(ncclAllReduce, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
+                       op_of(op), link_->comm, link_->stream);
+        });
+    }
+    Pending do_all_gather(const Tensor& part, const Tensor& whole) override {
+        return launch({part, whole}, [&] {
+            LEVIN_NCCL(ncclAllGather, part.data(), whole.data(), count_of(part), type_of(part.dtype()),
+                       link_->comm, link_->stream);
+        });
+    }
+    Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp op) override {
+        return launch({whole, part}, [&] {
+            LEVIN_NCCL(ncclReduceScatter, whole.data(), part.data(), count_of(part), type_of(part.dtype()),
+                       op_of(op), link_->comm, link_->stream);
+        });
+    }
+    Pending do_broadcast(const Tensor& tensor, int root) override {
+        return launch({tensor}, [&] {
+            LEVIN_NCCL(ncclBroadcast, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
+                       root, link_->comm, link_->stream);
+        });
+    }
+    Pending do_send(const Tensor& tensor, int to) override {
+        return launch({tensor}, [&] {
+            LEVIN_NCCL(ncclSend, tensor.data(), count_of(tensor), type_of(tensor.dtype()), to, link_->comm,
+                       link_->stream);
+        });
+    }
+    Pending do_recv(const Tensor& tensor, int from) override {
+        return launch({tensor}, [&] {
+            LEVIN_NCCL(ncclRecv, tensor.data(), count_of(tensor), type_of(tensor.dtype()), from, link_->comm,
+                       link_->stream);
+        });
+    }
+    Pending do_barrier() override {
+        fail(Fault::internal, name(), "a barrier is no affair of the GPU: the host's communicator makes it");
+    }
+
+private:
+    template <class Body>
+    Pending launch(std::vector<Tensor> tensors, const Body& body) {
+        for (const Tensor& tensor : tensors)
+            LEVIN_CHECK(tensor.device() == (Device{DeviceType::cuda, link_->device}), name(),
+                        "this rank communicates from cuda:{}, the tensor is on {}", link_->device,
+                        to_string(tensor.device()));
+        link_->check();
+        LEVIN_CUDA_CHECK(cudaEventRecord(ready_, kernels::cuda::use(tensors[0].stream())));
+        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(link_->stream, ready_));
+        const std::shared_ptr<Event> done = group_ ? group_ : std::make_shared<Event>(link_->device);
+        body();
+        if (!group_) done->record(link_->stream);
+        return std::make_shared<NcclWork>(link_, done, std::move(tensors));
+    }
+
+    std::shared_ptr<Link> link_;
+    cudaEvent_t ready_ = nullptr;
+    std::shared_ptr<Event> group_;  // of the open group
+    int errors_at_creation_;
+};
+
+}  // namespace
+
+bool built() { return true; }
+
+std::string version() {
+    int number = 0;
+    LEVIN_NCCL(ncclGetVersion, &number);
+    return fmt::format("NCCL {}.{}.{}", number / 10000, number / 100 % 100, number % 100);
+}
+
+std::string gpu_identity(int index) {
+    char text[64] = {};
+    LEVIN_CUDA_CHECK(cudaDeviceGetPCIBusId(text, sizeof(text), index));
+    return text;
+}
+
+std::shared_ptr<GpuCommunicator> make_communicator(Communicator& ranks, const Device& device) {
+    ncclUniqueId id;
+    static_assert(sizeof(id.internal) == NCCL_UNIQUE_ID_BYTES);
+    if (ranks.rank() == 0) LEVIN_NCCL(ncclGetUniqueId, &id);
+    const Tensor bytes = Tensor::empty({NCCL_UNIQUE_ID_BYTES}, DType::u8);
+    if (ranks.rank() == 0) std::memcpy(bytes.data(), id.internal, sizeof(id.internal));
+    ranks.broadcast(bytes, 0);
+    std::memcpy(id.internal, bytes.data(), sizeof(id.internal));
+    kernels::default_stream(device);  // the device exists, with its context
+    LEVIN_CUDA_CHECK(cudaSetDevice(device.index));
+    ncclComm_t comm = nullptr;
+    LEVIN_NCCL(ncclCommInitRank, &comm, ranks.size(), id, ranks.rank());
+    return std::make_shared<NcclCommunicator>(comm, device.index, ranks.rank(), ranks.size(), ranks.name());
+}
+
+}  // namespace levin::nccl

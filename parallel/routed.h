@@ -1,0 +1,40 @@
+// One communicator over both back ends: CPU tensors travel over MPI, CUDA tensors over NCCL.
+#pragma once
+
+#include "parallel/communicator.h"
+
+namespace levin {
+
+class RoutedCommunicator : public Communicator {
+public:
+    // `host` carries CPU tensors, barriers and messages between programs.
+    explicit RoutedCommunicator(std::shared_ptr<Communicator> host);
+
+    // Connects the ranks' GPUs now; collective. Without it the first collective on a CUDA tensor does.
+    // Communicators split off later are connected as well.
+    void connect(const Device& gpu);
+
+    void progress() override { host_->progress(); }
+    std::shared_ptr<Communicator> split(int color, int key, const std::string& name) override;
+    [[noreturn]] void abort(int status) noexcept override;
+
+protected:
+    Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override;
+    Pending do_all_gather(const Tensor& part, const Tensor& whole) override;
+    Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp op) override;
+    Pending do_broadcast(const Tensor& tensor, int root) override;
+    Pending do_send(const Tensor& tensor, int to) override;
+    Pending do_recv(const Tensor& tensor, int from) override;
+    Pending do_barrier() override;
+    void group_begin() override;
+    void group_end() override;
+
+private:
+    Communicator& carrier(const Tensor& tensor);
+
+    std::shared_ptr<Communicator> host_;
+    struct Gpu;  // keeps NCCL out of this header
+    std::shared_ptr<Gpu> gpu_;
+};
+
+}  // namespace levin

@@ -1,0 +1,186 @@
+// Every collective on GPUs against the MPI back end on the same numbers. One rank, one GPU: the job has two
+// ranks.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+
+#include "core/random.h"
+#include "kernels/device_memory.h"
+#include "parallel/data_parallel.h"
+#include "parallel/nccl/nccl_communicator.h"
+#include "parallel/world.h"
+
+namespace levin {
+namespace {
+
+constexpr DType kReduced[] = {DType::f64, DType::f32, DType::bf16, DType::i64, DType::i32};
+constexpr DType kAll[] = {DType::f64, DType::f32, DType::bf16, DType::i64, DType::i32,
+                          DType::i16, DType::i8,  DType::u16,  DType::u8};
+constexpr int64_t kSizes[] = {0, 1, 7, 1000, 65537, 3000000};
+
+// Numbers of rank `rank` in host memory, whole numbers among them so that every type can hold them.
+Tensor contribution(int rank, DType dtype, int64_t count) {
+    const Tensor values = Tensor::empty({count}, DType::f64);
+    for (int64_t i = 0; i < count; ++i) {
+        const auto whole = static_cast<double>((i * 2654435761u + 977u * static_cast<unsigned>(rank)) % 97);
+        values.data<double>()[i] = is_floating(dtype) ? whole / 7 - 5 : whole;
+    }
+    if (is_floating(dtype)) return values.to(dtype);
+    const Tensor bytes = Tensor::zeros({count}, dtype);
+    for (int64_t i = 0; i < count; ++i) {
+        const auto value = static_cast<int64_t>(values.data<double>()[i]);
+        std::memcpy(static_cast<char*>(bytes.data()) + static_cast<size_t>(i) * size_of(dtype), &value,
+                    size_of(dtype));  // little-endian
+    }
+    return bytes;
+}
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+    const Tensor left = a.to(Device{}), right = b.to(Device{});
+    return left.dtype() == right.dtype() && left.count() == right.count() &&
+           (left.bytes() == 0 || std::memcmp(left.data(), right.data(), left.bytes()) == 0);
+}
+
+std::string label(DType dtype, int64_t count) { return to_string(dtype) + " x " + std::to_string(count); }
+
+class Nccl : public testing::Test {
+protected:
+    Device gpu = World::current().device(DeviceType::cuda);
+    Communicator& world = World::current().all();
+    int rank = world.rank(), size = world.size();
+};
+
+TEST_F(Nccl, ReductionsAreThoseOfTheHost) {
+    ASSERT_EQ(size, 2) << "with two ranks a sum has one order, and both back ends give the same bits";
+    for (DType dtype : kReduced)
+        for (int64_t count : kSizes)
+            for (ReduceOp op : {ReduceOp::sum, ReduceOp::max}) {
+                const Tensor expected = contribution(rank, dtype, count * size);
+                const Tensor whole = expected.to(gpu);
+                const Tensor part = Tensor::empty({count}, dtype, gpu);
+                world.all_reduce(expected, op);
+                world.reduce_scatter(whole, part, op);
+                ASSERT_TRUE(same_bits(part, expected.narrow(0, rank * count, count))) << label(dtype, count);
+                world.all_reduce(whole, op);
+                ASSERT_TRUE(same_bits(whole, expected)) << label(dtype, count);
+                const Tensor place = contribution(rank, dtype, count * size).to(gpu);
+                world.reduce_scatter(place, place.narrow(0, rank * count, count), op);
+                ASSERT_TRUE(
+                    same_bits(place.narrow(0, rank * count, count), expected.narrow(0, rank * count, count)))
+                    << label(dtype, count);
+            }
+}
+
+TEST_F(Nccl, GatherBroadcastAndMessagesCarryEveryType) {
+    const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
+    for (DType dtype : kAll)
+        for (int64_t count : kSizes) {
+            const Tensor mine = contribution(rank, dtype, count).to(gpu);
+            const Tensor whole = Tensor::empty({size, count}, dtype, gpu);
+            world.all_gather(mine, whole);
+            for (int r = 0; r < size; ++r)
+                ASSERT_TRUE(same_bits(whole.narrow(0, r, 1).view({count}), contribution(r, dtype, count)))
+                    << label(dtype, count);
+            for (int root = 0; root < size; ++root) {
+                const Tensor copy = mine.clone();
+                world.broadcast(copy, root);
+                ASSERT_TRUE(same_bits(copy, contribution(root, dtype, count))) << label(dtype, count);
+            }
+            const Tensor theirs = Tensor::empty({count}, dtype, gpu);
+            world.group([&] {
+                world.send(mine, next);
+                world.recv(theirs, previous);
+            });
+            ASSERT_TRUE(same_bits(theirs, contribution(previous, dtype, count))) << label(dtype, count);
+        }
+}
+
+TEST_F(Nccl, GroupOfBothDevicesAndSeveralTypes) {
+    const Tensor a = contribution(rank, DType::bf16, 5003), b = contribution(rank, DType::f32, 11);
+    const Tensor on_gpu = a.to(gpu), also = b.to(gpu), on_host = b.clone();
+    world.group([&] {
+        world.all_reduce(on_gpu);
+        world.all_reduce(on_host);
+        world.all_reduce(also, ReduceOp::max);
+        world.barrier();
+    });
+    world.all_reduce(a);
+    EXPECT_TRUE(same_bits(on_gpu, a));
+    const Tensor sum = b.clone();
+    world.all_reduce(sum);
+    EXPECT_TRUE(same_bits(on_host, sum));
+    world.all_reduce(b, ReduceOp::max);
+    EXPECT_TRUE(same_bits(also, b));
+}
+
+TEST_F(Nccl, OperationsAreOrderedAfterTheTensorsStream) {
+    // Each fill is queued, not done, when the collective is called; nothing here waits on the host until the
+    // end.
+    const Tensor tensor = Tensor::zeros({8 << 20}, DType::f32, gpu);
+    for (int i = 1; i <= 30; ++i) {
+        Tensor target = tensor;
+        target.fill(i + rank);
+        const Pending work = world.start_all_reduce(target);
+        const Tensor other = Tensor::full({1 << 20}, i, DType::f32, gpu);  // computes meanwhile
+        work->wait();
+        if (i % 10 == 0) {
+            ASSERT_EQ(tensor.narrow(0, 0, 1).item(), size * i + size * (size - 1) / 2.0);
+            ASSERT_EQ(tensor.narrow(0, tensor.count() - 1, 1).item(), size * i + size * (size - 1) / 2.0);
+        }
+    }
+    // A work that nobody waited for gives its memory back in order.
+    for (int i = 0; i < 20; ++i) {
+        Tensor target = Tensor::full({4 << 20}, 1, DType::f32, gpu);
+        world.start_all_reduce(target);
+        target = {};
+        const Tensor next = Tensor::full({4 << 20}, 7, DType::f32, gpu);
+        ASSERT_EQ(next.narrow(0, 12345, 1).item(), 7);
+    }
+}
+
+TEST_F(Nccl, TestEndsWithoutWait) {
+    const Tensor tensor = contribution(rank, DType::f32, 3000000).to(gpu);
+    const Pending work = world.start_all_reduce(tensor);
+    int64_t rounds = 0;
+    while (!work->test()) ASSERT_LT(++rounds, int64_t{1} << 32);
+    work->wait();
+    const Tensor expected = contribution(rank, DType::f32, 3000000);
+    world.all_reduce(expected);
+    EXPECT_TRUE(same_bits(tensor, expected));
+}
+
+TEST_F(Nccl, SplitCarriesTheGpusAlong) {
+    const std::shared_ptr<Communicator> turned = world.split(0, -rank, "turned");
+    ASSERT_EQ(turned->rank(), size - 1 - rank);
+    const Tensor mine = Tensor::full({1000}, turned->rank(), DType::f32, gpu);
+    const Tensor all = Tensor::empty({size, 1000}, DType::f32, gpu);
+    turned->all_gather(mine, all);
+    for (int r = 0; r < size; ++r) EXPECT_EQ(all.narrow(0, r, 1).view({1000}).narrow(0, 5, 1).item(), r);
+    const std::shared_ptr<Communicator> alone = world.split(rank, 0, "alone");
+    alone->all_reduce(mine);
+    EXPECT_EQ(mine.narrow(0, 7, 1).item(), turned->rank());
+    EXPECT_EQ(world.split(-1, 0, "nobody"), nullptr);
+}
+
+TEST_F(Nccl, GradientsAreSummedForEveryBucketSize) {
+    std::vector<Tensor> first;
+    for (size_t bucket : {size_t{1}, size_t{5000}, size_t{64} << 20}) {
+        std::vector<Variable> parameters;
+        for (int i = 0; i < 5; ++i) {
+            Tensor value = Tensor::empty({64, 48}, DType::f32);
+            fill_normal(value, Random(3, "weight " + std::to_string(i)), 0.5);
+            parameters.emplace_back(value.to(gpu), true);
+        }
+        DataParallel data_parallel(parameters, World::current().communicator(), bucket);
+        data_parallel.reduce_next_backward();
+        for (Variable& parameter : parameters)
+            accumulate_gradient(parameter, [&](Tensor& target, double) { target.fill(rank + 1.5); });
+        data_parallel.finish();
+        for (const Variable& parameter : parameters)
+            for (const double value : parameter.gradient().to_vector()) ASSERT_EQ(value, 4);
+    }
+}
+
+}  // namespace
+}  // namespace levin
