@@ -2,22 +2,23 @@
 
 #include <algorithm>
 
+#include "core/transfer.h"
 #include "parallel/agreement.h"
 
 namespace levin {
 
 DeviceBatch to_device(const Batch& batch, const Device& device) {
     const int64_t tokens = batch.count * batch.length;
-    DeviceBatch result{.ids = Tensor::from({tokens}, batch.inputs, device),
-                       .targets = Tensor::from({tokens}, batch.targets, device),
+    DeviceBatch result{.ids = upload({tokens}, batch.inputs, device),
+                       .targets = upload({tokens}, batch.targets, device),
                        .layout = {.batch = batch.count, .length = batch.length},
                        .counted = std::count_if(batch.targets.begin(), batch.targets.end(),
                                                 [](int32_t t) { return t >= 0; })};
     if (!batch.cu_seqlens.empty())
-        result.layout = {.batch = 1,
-                         .length = tokens,
-                         .cu_seqlens = Tensor::from({static_cast<int64_t>(batch.cu_seqlens.size())},
-                                                    batch.cu_seqlens, device)};
+        result.layout = {
+            .batch = 1,
+            .length = tokens,
+            .cu_seqlens = upload({static_cast<int64_t>(batch.cu_seqlens.size())}, batch.cu_seqlens, device)};
     return result;
 }
 

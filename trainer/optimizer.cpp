@@ -66,8 +66,6 @@ void Optimizer::step(double learning_rate) {
     for (Parameter& parameter : parameters) parameter.variable.clear_gradient();
 }
 
-double Optimizer::gradient_norm() const { return norm_.item(); }
-
 void Optimizer::masters_changed() {
     for (size_t i = 0; i < states_.size(); ++i) {
         Tensor value = model_.parameters()[i].variable.value();

@@ -24,8 +24,9 @@ public:
     // One update from the gradients of the model's parameters, which are then cleared. A parameter without a
     // gradient counts as having a zero one. Weight decay by the parameter table.
     void step(double learning_rate);
-    // L2 norm of the gradients of the last step, before clipping; waits for the device.
-    double gradient_norm() const;
+    // L2 norm of the gradients of the last step, before clipping: f64 [1] on the device, overwritten by the
+    // next step.
+    Tensor gradient_norm() const { return norm_; }
 
     int64_t steps_done() const { return steps_; }
     void set_steps_done(int64_t steps) { steps_ = steps; }

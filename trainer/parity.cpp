@@ -182,7 +182,7 @@ private:
             optimizer.step(learning_rate);
             const auto i = static_cast<size_t>(step);
             loss_error = worst(loss_error, result.loss.value().item(), losses[i]);
-            norm_error = worst(norm_error, optimizer.gradient_norm(), norms[i]);
+            norm_error = worst(norm_error, optimizer.gradient_norm().item(), norms[i]);
             rate_error = worst(rate_error, learning_rate, rates[i]);
         }
         const std::string note = fmt::format("largest relative difference in {} steps", steps);

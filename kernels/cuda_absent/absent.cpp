@@ -3,6 +3,7 @@
 #include "kernels/backends.h"
 #include "kernels/base/error.h"
 #include "kernels/device_memory.h"
+#include "kernels/stream_event.h"
 
 namespace levin::kernels::cuda {
 
@@ -27,6 +28,15 @@ Stream default_stream(const Device&) { absent(); }
 void synchronize(const Stream&) { absent(); }
 void push_range(const char*) {}
 void pop_range() {}
+void* create_event(const Device&) { absent(); }
+void destroy_event(void*) noexcept {}
+void record_event(const Stream&, void*) { absent(); }
+bool event_done(void*) { absent(); }
+void wait_event(void*) { absent(); }
+double event_ms_since(void*, void*) { absent(); }
+void* allocate_pinned(const Device&, size_t) { absent(); }
+void release_pinned(void*) noexcept {}
+void copy_bytes_async(const Stream&, void*, const void*, size_t) { absent(); }
 bool built_with_cuda() { return false; }
 int device_count(std::string* why_none) {
     if (why_none) *why_none = "this levin was built without CUDA";

@@ -57,13 +57,14 @@ inline std::string make_shard(const TemporaryFolder& folder, const std::string& 
     return folder / name;
 }
 
-// Training of the tiny model into folder/run.
+// Training of the tiny model into folder/run, on the device that LEVIN_TEST_DEVICE names.
 inline std::string train(const TemporaryFolder& folder, const std::string& run, const std::string& settings) {
+    const char* device = std::getenv("LEVIN_TEST_DEVICE");
     return levin() + " train " + source_folder() + "/configs/tiny.yaml run.folder=" + (folder / run) +
            " data.train=" + (folder / "text") +
            " trainer.sequence_length=64 trainer.micro_batch=2 trainer.global_batch=4 log.report=false "
            "log.tensorboard=false " +
-           settings;
+           (device ? "trainer.device=" + std::string(device) + " " : "") + settings;
 }
 
 inline std::vector<std::string> lines(const std::string& path) {
