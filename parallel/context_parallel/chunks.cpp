@@ -24,6 +24,11 @@ ops::TokenLayout chunk_layout(int64_t batch, int64_t length, const std::vector<i
         "sequences of {} tokens on parallel.cp={} ranks: each needs a token at least; set parallel.cp "
         "to {} or less, or use longer sequences",
         row, ranks, row);
+    const auto tensor = [&](const std::vector<int32_t>& values) {
+        return Tensor::from({static_cast<int64_t>(values.size())}, values, device);
+    };
+    if (ranks == 1 && !packed) return {.batch = batch, .length = length};
+    if (ranks == 1) return {.batch = 1, .length = row, .cu_seqlens = tensor(borders)};
     auto chunks = std::make_shared<SequenceChunks>();
     chunks->rank = rank;
     for (int64_t r = 0; r <= ranks; ++r) chunks->starts.push_back(row * r / ranks);
@@ -50,9 +55,6 @@ ops::TokenLayout chunk_layout(int64_t batch, int64_t length, const std::vector<i
     for (const int32_t border : borders)
         if (border > begin && border < end) own.push_back(static_cast<int32_t>(border - begin));
     own.push_back(static_cast<int32_t>(end - begin));
-    const auto tensor = [&](const std::vector<int32_t>& values) {
-        return Tensor::from({static_cast<int64_t>(values.size())}, values, device);
-    };
     layout.cu_seqlens = tensor(own);
     const int64_t before = begin - document_start(begin);
     std::vector<int32_t> keys{0};
@@ -84,8 +86,8 @@ ops::TokenLayout chunk_layout(int64_t batch, int64_t length, const std::vector<i
 }
 
 std::vector<int32_t> chunk_of(const std::vector<int32_t>& values, const ops::TokenLayout& layout) {
-    const SequenceChunks& chunks = *layout.chunks;
-    const int64_t row = chunks.starts.back();
+    if (!layout.chunks) return values;
+    const int64_t row = layout.chunks->starts.back();
     std::vector<int32_t> own;
     own.reserve(static_cast<size_t>(layout.tokens()));
     for (int64_t b = 0; b < layout.batch; ++b) {

@@ -39,8 +39,8 @@ struct SequenceChunks {
 };
 
 // This rank's part of `batch` rows of `length` tokens. `borders` are the packed documents of the whole batch
-// (0 .. batch * length), empty for none. Throws Error(input) when a row has fewer tokens than there are
-// ranks.
+// (0 .. batch * length), empty for none. On one rank there are no chunks. Throws Error(input) when a row has
+// fewer tokens than there are ranks.
 ops::TokenLayout chunk_layout(int64_t batch, int64_t length, const std::vector<int32_t>& borders, int rank,
                               int ranks, const Device& device);
 // The values of this rank's tokens, from those of the whole batch. `layout` comes from chunk_layout.

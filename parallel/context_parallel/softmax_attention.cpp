@@ -45,8 +45,8 @@ Variable softmax_attention(const Variable& q, const Variable& k, const Variable&
                     qv.rows() == layout.tokens() && kv.rows() == layout.tokens(),
                 "context parallel", "q {}, k {}, v {} do not fit {} heads, {} key heads",
                 to_string(qv.shape()), to_string(kv.shape()), to_string(vv.shape()), heads, kv_heads);
-    const auto empty = [&](int64_t rows, int64_t columns) {
-        return Tensor::empty({rows, columns}, qv.dtype(), qv.device());
+    const auto empty = [dtype = qv.dtype(), device = qv.device()](int64_t rows, int64_t columns) {
+        return Tensor::empty({rows, columns}, dtype, device);
     };
     const int64_t first = chunks->document_starts[static_cast<size_t>(chunks->rank)];
     const int64_t before = layout.first_position - first, seen = before + length;

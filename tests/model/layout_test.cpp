@@ -1,0 +1,218 @@
+// A model divided over ranks against the model alone: loss and every gradient, in float64, for every family
+// and switch.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "core/random.h"
+#include "model/language_model.h"
+#include "parallel/agreement.h"
+#include "parallel/context_parallel/chunks.h"
+#include "parallel/world.h"
+#include "tests/model/variants.h"
+
+namespace levin {
+namespace {
+
+struct Data {
+    int64_t batch, length;
+    std::vector<int32_t> ids, targets, borders;
+    int64_t counted = 0;
+};
+
+Data make_data(int64_t batch, int64_t length, int64_t vocab, std::vector<int32_t> borders) {
+    Data data{batch, length, {}, {}, std::move(borders)};
+    const Random random(7, "data");
+    for (int64_t t = 0; t < batch * length; ++t) {
+        const auto bits = random.bits(static_cast<uint64_t>(t));
+        data.ids.push_back(static_cast<int32_t>(bits % static_cast<uint64_t>(vocab)));
+        data.targets.push_back(
+            bits % 11 == 0 ? -1 : static_cast<int32_t>((bits >> 20) % static_cast<uint64_t>(vocab)));
+        data.counted += data.targets.back() >= 0;
+    }
+    return data;
+}
+
+Tensor tensor(const std::vector<int32_t>& values) {
+    return Tensor::from({static_cast<int64_t>(values.size())}, values);
+}
+
+double relative_error(const Tensor& a, const Tensor& b) {
+    const auto x = a.to_vector(), y = b.to_vector();
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+        difference += (x[i] - y[i]) * (x[i] - y[i]);
+        norm += y[i] * y[i];
+    }
+    return x.size() == y.size() ? std::sqrt(difference / std::max(norm, 1e-30)) : INFINITY;
+}
+
+struct Reference {
+    double loss;
+    std::map<std::string, Tensor> gradients;
+};
+
+Reference reference(const ModelConfig& config, const Data& data, const ops::CrossEntropyOptions& options) {
+    LanguageModel model(config, DType::f64, {});
+    model.initialize(3);
+    ops::TokenLayout layout{.batch = data.batch, .length = data.length};
+    if (!data.borders.empty())
+        layout = {.batch = 1, .length = data.batch * data.length, .cu_seqlens = tensor(data.borders)};
+    const auto loss = model.loss(tensor(data.ids), tensor(data.targets), layout, options);
+    backward(loss.loss);
+    Reference result{loss.loss.value().item(), {}};
+    for (const Parameter& parameter : model.parameters())
+        result.gradients[parameter.spec.name] = parameter.variable.gradient();
+    return result;
+}
+
+void compare(const std::string& name, const ModelConfig& config, const Data& data, const Layout& layout,
+             const std::shared_ptr<Communicator>& ranks, Recomputation recomputation = Recomputation::none) {
+    SCOPED_TRACE(name + " at " + to_string(layout));
+    const ops::CrossEntropyOptions options{
+        .scale = 1.0 / static_cast<double>(data.counted), .z_loss = 1e-3, .chunk_tokens = 13};
+    const Reference expected = reference(config, data, options);
+    const auto mesh = std::make_shared<Mesh>(ranks, layout);
+    LanguageModel model(config, DType::f64, {}, mesh);
+    model.initialize(3);
+    model.set_recomputation(recomputation);
+    const ops::TokenLayout own =
+        chunk_layout(data.batch, data.length, data.borders, static_cast<int>(mesh->place().cp),
+                     static_cast<int>(layout.cp), {});
+    const auto loss =
+        model.loss(tensor(chunk_of(data.ids, own)), tensor(chunk_of(data.targets, own)), own, options);
+    backward(loss.loss);
+    EXPECT_NEAR(sum_over(*mesh->cp(), loss.loss.value().item()), expected.loss,
+                1e-11 * std::abs(expected.loss));
+    for (Parameter& parameter : model.parameters()) {
+        ASSERT_TRUE(parameter.variable.gradient().defined()) << parameter.spec.name;
+        const Tensor sum = parameter.variable.gradient().clone();
+        mesh->replicas()->all_reduce(sum);
+        const Tensor part =
+            take_shard(expected.gradients.at(parameter.spec.name), parameter.shard, DType::f64, {});
+        EXPECT_LT(relative_error(sum, part), 1e-10) << parameter.spec.name;
+    }
+}
+
+// The first `size` ranks, where there are as many.
+std::shared_ptr<Communicator> first_ranks(int64_t size) {
+    World& world = World::current();
+    return world.communicator()->split(world.rank() < size ? 0 : -1, world.rank(), "part");
+}
+
+TEST(Layouts, EveryVariantIsTheSameFunctionAtEveryTensorAndContextSize) {
+    for (const Layout& layout :
+         {Layout{.tp = 2}, Layout{.cp = 2}, Layout{.cp = 2, .tp = 2}, Layout{.cp = 4}}) {
+        const auto ranks = first_ranks(layout.ranks());
+        if (!ranks) continue;
+        for (const auto& [name, config] : test::variants(4)) {
+            compare(name, config, make_data(2, 17, 37, {}), layout, ranks);
+            if (layout.cp > 1 && config.position != Position::absolute)
+                compare(name + " packed", config, make_data(2, 17, 37, {0, 3, 4, 17, 20, 27, 34}), layout,
+                        ranks);
+        }
+    }
+}
+
+TEST(Layouts, PackedDocumentsOfAnyLengthCrossChunkBorders) {
+    const auto ranks = first_ranks(4);
+    if (!ranks) return;
+    const auto variants = test::variants(4);
+    for (const auto& [name, config] : variants) {
+        if (name != "tnl" && name != "hybrid" && name != "lrpe everywhere") continue;
+        const int32_t n = 41;
+        for (const auto& borders : std::vector<std::vector<int32_t>>{{0, n},
+                                                                     {0, 1, n},
+                                                                     {0, n - 1, n},
+                                                                     {0, 10, 20, 30, n},
+                                                                     {0, 11, 21, 31, n},
+                                                                     {0, 25, n},
+                                                                     {0, 2, 4, 6, 8, 9, 12, 40, n}})
+            compare(name + fmt::format(" {}", borders.size()), config, make_data(1, n, 37, borders),
+                    {.cp = 4}, ranks);
+    }
+}
+
+TEST(Layouts, RecomputationRepeatsTheCollectives) {
+    const auto ranks = first_ranks(4);
+    if (!ranks) return;
+    for (const auto& [name, config] : test::variants(4))
+        if (name == "tnl" || name == "tnl3" || name == "hybrid")
+            for (const Recomputation mode : {Recomputation::selective, Recomputation::full})
+                compare(name, config, make_data(1, 19, 37, {}), {.cp = 2, .tp = 2}, ranks, mode);
+}
+
+// A communicator that counts what goes through it; a group is one launch.
+TEST(Layouts, TheCrossRankNormCostsNoCollective) {
+    const auto ranks = first_ranks(2);
+    if (!ranks) return;
+    ModelConfig config = test::small(4);
+    const Data data = make_data(1, 16, 37, {});
+    const auto launches = [&](int64_t layers, Gate gate) {
+        config.num_layers = layers;
+        config.gate = gate;
+        const auto counting = std::make_shared<test::CountingCommunicator>(ranks);
+        const auto mesh = std::make_shared<Mesh>(counting, Layout{.tp = 2});
+        LanguageModel model(config, DType::f32, {}, mesh);
+        model.initialize(1);
+        test::CountingCommunicator& tp = dynamic_cast<test::CountingCommunicator&>(*mesh->tp());
+        const int before = tp.launches();
+        const auto loss = model.loss(tensor(data.ids), tensor(data.targets), {.length = 16}, {});
+        const int forward = tp.launches() - before;
+        backward(loss.loss);
+        return std::pair(forward, tp.launches() - before - forward);
+    };
+    const auto two = launches(2, Gate::multiply), three = launches(3, Gate::multiply);
+    EXPECT_EQ(three.first - two.first, 2);    // forward: the ends of the two blocks
+    EXPECT_EQ(three.second - two.second, 2);  // backward: their beginnings
+    // embedding; of the loss, three numbers a token and the gradient of hidden
+    EXPECT_EQ(two.first, 2 * 2 + 3);
+    EXPECT_EQ(two.second, 2 * 2);
+    EXPECT_EQ(launches(2, Gate::none), two);
+}
+
+TEST(Layouts, WhatCannotBeDividedIsRefusedWithTheNearest) {
+    const auto refusal = [](const ModelConfig& config, const Layout& layout, int64_t virtual_stages) {
+        try {
+            validate_layout(config, layout, virtual_stages);
+        } catch (const Error& error) {
+            EXPECT_EQ(error.fault(), Fault::input);
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    ModelConfig config = ModelConfig::of(Family::tnl);
+    config.num_heads = 8;
+    config.glu_dim = 1408;
+    config.num_layers = 5;
+    EXPECT_EQ(refusal(config, {.pp = 5, .tp = 8}, 1), "");
+    EXPECT_EQ(refusal(config, {.pp = 2}, 2), "");
+    EXPECT_NE(refusal(config, {.tp = 3}, 1).find("parallel.tp=2 and 4"), std::string::npos);
+    EXPECT_NE(refusal(config, {.tp = 16}, 1).find("parallel.tp=8"), std::string::npos);
+    EXPECT_NE(refusal(config, {.pp = 6}, 1).find("parallel.pp=5"), std::string::npos);
+    EXPECT_NE(refusal(config, {.pp = 2}, 3).find("parallel.pp=2 parallel.virtual_stages=2"),
+              std::string::npos);
+    EXPECT_NE(refusal(config, {}, 2).find("parallel.virtual_stages is 2"), std::string::npos);
+    config.glu_dim = 12;
+    EXPECT_NE(refusal(config, {.tp = 8}, 1).find("model.glu_dim"), std::string::npos);
+    config = ModelConfig::of(Family::transformer);
+    config.num_kv_heads = 2;
+    EXPECT_NE(refusal(config, {.tp = 4}, 1).find("parallel.tp=2"), std::string::npos);
+}
+
+TEST(Layouts, ShardsPutTogetherAreTheWhole) {
+    for (const auto& [name, config] : test::variants(4))
+        for (const ParameterSpec& spec : parameter_table(config))
+            for (const int64_t tp : {1, 2, 4}) {
+                const Tensor value = initial_value(config, spec, 9);
+                Tensor whole = Tensor::full(spec.shape, 77, DType::f32);
+                for (int64_t rank = 0; rank < tp; ++rank) {
+                    const Shard shard = shard_of(spec, tp, rank);
+                    put_shard(take_shard(value, shard, DType::f32, {}), shard, whole);
+                }
+                EXPECT_EQ(whole.to_vector(), value.to_vector()) << name << " " << spec.name;
+            }
+}
+
+}  // namespace
+}  // namespace levin
