@@ -1,14 +1,27 @@
 // name(stream, args) for every kernel: the device of the stream picks the back end.
 #include "kernels/backends.h"
+#include "kernels/observer.h"
 
 namespace levin::kernels {
 
-#define LEVIN_KERNEL(name, Args)                        \
-    void name(const Stream& stream, const Args& args) { \
-        if (stream.device.is_cpu())                     \
-            cpu::name(args);                            \
-        else                                            \
-            cuda::name(stream, args);                   \
+namespace {
+KernelObserver* observer = nullptr;
+}
+
+KernelObserver* set_kernel_observer(KernelObserver* next) {
+    KernelObserver* previous = observer;
+    observer = next;
+    return previous;
+}
+
+#define LEVIN_KERNEL(name, Args)                              \
+    void name(const Stream& stream, const Args& args) {       \
+        if (observer) observer->before(#name, stream, &args); \
+        if (stream.device.is_cpu())                           \
+            cpu::name(args);                                  \
+        else                                                  \
+            cuda::name(stream, args);                         \
+        if (observer) observer->after(#name, stream);         \
     }
 #include "kernels/kernels.def"
 #undef LEVIN_KERNEL

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <nlohmann/json.hpp>
 
+#include "core/random.h"
 #include "kernels/device_memory.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/options.h"
@@ -58,6 +59,20 @@ double median_seconds(const Stream& stream, const std::function<void()>& run, in
     std::nth_element(times.begin(), times.begin() + static_cast<std::ptrdiff_t>(times.size() / 2),
                      times.end());
     return times[times.size() / 2];
+}
+
+Tensor random_values(const Shape& shape, DType dtype, const Device& device) {
+    Tensor values = Tensor::empty(shape, dtype, device);
+    const int64_t count = values.count();
+    // An odd length, so that the rows of a matrix do not repeat each other.
+    Tensor piece = Tensor::empty({std::min<int64_t>(count, (1 << 20) + 7)}, dtype, device);
+    fill_normal(piece, Random(1, "values"), 1);
+    const Tensor flat = values.view({count});
+    for (int64_t start = 0; start < count; start += piece.count()) {
+        const int64_t length = std::min(piece.count(), count - start);
+        flat.narrow(0, start, length).copy_from(piece.narrow(0, 0, length));
+    }
+    return values;
 }
 
 void add_common(CLI::App& command, Common& common) {

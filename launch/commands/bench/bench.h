@@ -6,8 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "kernels/base/dtype.h"
-#include "kernels/base/stream.h"
+#include "core/tensor.h"
 
 namespace levin::bench {
 
@@ -27,6 +26,10 @@ private:
 // device has finished at each reading.
 double median_seconds(const Stream& stream, const std::function<void()>& run, int repeats = 5,
                       double seconds = 0.5);
+
+// Random values on the device: a short random piece over and over, for matrices too large to draw on the
+// host.
+Tensor random_values(const Shape& shape, DType dtype, const Device& device);
 
 // Options all benchmarks take.
 struct Common {

@@ -3,7 +3,6 @@
 
 #include <fmt/format.h>
 
-#include "core/random.h"
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/options.h"
 #include "trainer/throughput.h"
@@ -25,11 +24,9 @@ void run(const Options& options) {
         {"product", "m", "n", "k", "output", "ms", "gflops", "share_of_peak", "algorithm", "first_guess_ms"});
     const auto measure = [&](const std::string& name, bool ta, bool tb, int64_t m, int64_t n, int64_t k,
                              DType c_dtype, double beta) {
-        Tensor a = Tensor::empty({ta ? k : m, ta ? m : k}, dtype, device),
-               b = Tensor::empty({tb ? n : k, tb ? k : n}, dtype, device);
+        const Tensor a = random_values({ta ? k : m, ta ? m : k}, dtype, device),
+                     b = random_values({tb ? n : k, tb ? k : n}, dtype, device);
         Tensor c = Tensor::zeros({m, n}, c_dtype, device);
-        fill_normal(a, Random(1, "a"), 1);
-        fill_normal(b, Random(1, "b"), 1);
         const kernels::Gemm product{.transpose_a = ta,
                                     .transpose_b = tb,
                                     .m = m,

@@ -1,10 +1,13 @@
-// A whole training step (forward, backward, clipping, AdamW) of a configuration on random tokens.
+// A whole training update (forward and backward of one or several micro-batches, clipping, AdamW) of a
+// configuration on random tokens, beside the time its matrix products alone would take.
 #include <fmt/format.h>
 
 #include <map>
+#include <memory>
 
 #include "core/random.h"
 #include "launch/commands/bench/bench.h"
+#include "launch/commands/bench/step_profile.h"
 #include "launch/commands/options.h"
 #include "trainer/config.h"
 #include "trainer/optimizer.h"
@@ -19,7 +22,8 @@ struct Options {
     std::string config;
     std::vector<std::string> overrides;
     int repeats = 5;
-    bool memory = false;
+    int64_t accumulate = 1;
+    bool memory = false, profile = false, no_bound = false;
 };
 
 // What lives at the peak of one update, by category, op and size of the blocks.
@@ -49,49 +53,138 @@ void print_memory(const Device& device, bool json, const std::function<void()>& 
     table.print(json);
 }
 
+double median(std::vector<double> values) {
+    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
+                     values.end());
+    return values[values.size() / 2];
+}
+
+// Model, optimizer and random micro-batches of a configuration.
+class Bench {
+public:
+    Bench(const Config& config, DType dtype, const Device& device, int64_t accumulate)
+        : device_(device),
+          batch_(config.trainer.micro_batch),
+          length_(config.trainer.sequence_length),
+          model_(initialized(config, dtype, device)),
+          optimizer_(*model_, {}) {
+        for (int64_t i = 0; i < accumulate; ++i) {
+            const Random random(static_cast<uint64_t>(i + 1), "tokens");
+            std::vector<int32_t> ids(static_cast<size_t>(tokens()));
+            for (size_t j = 0; j < ids.size(); ++j)
+                ids[j] =
+                    static_cast<int32_t>(random.bits(j) % static_cast<uint64_t>(config.model.vocab_size));
+            micro_batches_.push_back(Tensor::from({tokens()}, ids, device));
+        }
+    }
+
+    int64_t tokens() const { return batch_ * length_; }  // of a micro-batch
+    void forward_backward() {
+        const double all = static_cast<double>(tokens()) * static_cast<double>(micro_batches_.size());
+        for (const Tensor& ids : micro_batches_)
+            backward(model_->loss(ids, ids, {.batch = batch_, .length = length_}, {.scale = 1 / all}).loss);
+    }
+    void update() {
+        forward_backward();
+        optimizer_.step(1e-4);
+    }
+
+    struct Times {
+        double forward_backward_ms, optimizer_ms, update_ms;
+    };
+    // Medians over updates that follow each other without a pause, as in training.
+    Times measure(int repeats) {
+        std::vector<std::unique_ptr<kernels::StreamEvent>> events;
+        const Stream stream = micro_batches_[0].stream();
+        const auto mark = [&] {
+            events.push_back(std::make_unique<kernels::StreamEvent>(device_));
+            events.back()->record(stream);
+        };
+        mark();
+        for (int i = 0; i < repeats; ++i) {
+            forward_backward();
+            mark();
+            optimizer_.step(1e-4);
+            mark();
+        }
+        std::vector<double> passes, steps, updates;
+        for (size_t i = 0; i + 2 < events.size(); i += 2) {
+            passes.push_back(events[i + 1]->ms_since(*events[i]));
+            steps.push_back(events[i + 2]->ms_since(*events[i + 1]));
+            updates.push_back(events[i + 2]->ms_since(*events[i]));
+        }
+        return {median(passes), median(steps), median(updates)};
+    }
+
+private:
+    static std::unique_ptr<LanguageModel> initialized(const Config& config, DType dtype,
+                                                      const Device& device) {
+        auto model = std::make_unique<LanguageModel>(config.model, dtype, device);
+        model->initialize(1);
+        model->set_recomputation(static_cast<Recomputation>(config.trainer.recompute));
+        return model;
+    }
+
+    Device device_;
+    int64_t batch_, length_;
+    std::unique_ptr<LanguageModel> model_;
+    Optimizer optimizer_;
+    std::vector<Tensor> micro_batches_;
+};
+
 void run(const Options& options) {
     const Device device = prepare(options.common);
     const DType dtype = parse_float_type(options.common.dtype);
+    const bool json = options.common.json;
     const Config config = load_config(options.config, options.overrides);
     const DevicePeak peak = device_peak(device, dtype);
-    LanguageModel model(config.model, dtype, device);
-    model.initialize(1);
-    model.set_recomputation(static_cast<Recomputation>(config.trainer.recompute));
-    Optimizer optimizer(model, {});
-    const int64_t batch = config.trainer.micro_batch, length = config.trainer.sequence_length,
-                  tokens = batch * length;
-    const Random random(1, "tokens");
-    std::vector<int32_t> ids(static_cast<size_t>(tokens));
-    for (size_t i = 0; i < ids.size(); ++i)
-        ids[i] = static_cast<int32_t>(random.bits(i) % static_cast<uint64_t>(config.model.vocab_size));
-    const Tensor input = Tensor::from({tokens}, ids, device), targets = input;
+    auto bench = std::make_unique<Bench>(config, dtype, device, options.accumulate);
 
-    const auto forward = [&] {
-        return model.loss(input, targets, {.batch = batch, .length = length},
-                          {.scale = 1.0 / static_cast<double>(tokens)});
-    };
+    bench->update();  // chooses algorithms, fills caches
+    if (device.is_cuda()) bench->update();
     reset_peak_memory(device);
-    const double both = median_seconds(
-        input.stream(), [&] { backward(forward().loss); }, options.repeats);
-    const double update = median_seconds(
-        input.stream(), [&] { optimizer.step(1e-4); }, options.repeats, 0.1);
-    const double step = both + update;
-    const double rate = static_cast<double>(tokens) / step * config.model.flops_per_token(length);
-    Table table({"parameters", "batch", "length", "forward_backward_ms", "optimizer_ms", "step_ms",
-                 "tokens_per_second", "gflops", "share_of_peak", "peak_gflops", "memory_gib"});
-    table.add({fmt::to_string(config.model.parameter_count()), fmt::to_string(batch), fmt::to_string(length),
-               fmt::format("{:.2f}", both * 1e3), fmt::format("{:.2f}", update * 1e3),
-               fmt::format("{:.2f}", step * 1e3), fmt::format("{:.0f}", static_cast<double>(tokens) / step),
+    const Bench::Times times = bench->measure(options.repeats);
+    const size_t peak_memory = memory_statistics(device).peak_total;
+    std::vector<kernels::Gemm> products;
+    {
+        StepObserver observer(device, options.profile);
+        bench->update();
+        products = observer.products();
+        if (options.profile) observer.print(json, times.update_ms);
+    }
+    if (options.memory) print_memory(device, json, [&] { bench->update(); });
+
+    const int64_t length = config.trainer.sequence_length, micro_tokens = bench->tokens();
+    const double tokens = static_cast<double>(micro_tokens * options.accumulate);
+    bench.reset();
+    release_cached_memory(device);
+    ProductBound bound;
+    if (!options.no_bound) {
+        bound = product_bound(device, products, config.model.vocab_size, micro_tokens, options.accumulate);
+        if (options.profile) bound.table.print(json);
+    }
+    const double rate = tokens / times.update_ms * 1e3 * config.model.flops_per_token(length);
+    const auto or_none = [&](const char* format, double value) {
+        return options.no_bound ? std::string("-") : fmt::format(fmt::runtime(format), value);
+    };
+    Table table({"parameters", "batch", "length", "micro_batches", "forward_backward_ms", "optimizer_ms",
+                 "step_ms", "tokens_per_second", "products_ms", "share_of_products", "gflops",
+                 "share_of_peak", "products_share_of_peak", "peak_gflops", "memory_gib"});
+    table.add({fmt::to_string(config.model.parameter_count()), fmt::to_string(config.trainer.micro_batch),
+               fmt::to_string(length), fmt::to_string(options.accumulate),
+               fmt::format("{:.2f}", times.forward_backward_ms), fmt::format("{:.2f}", times.optimizer_ms),
+               fmt::format("{:.2f}", times.update_ms), fmt::format("{:.0f}", tokens / times.update_ms * 1e3),
+               or_none("{:.2f}", bound.ms), or_none("{:.3f}", bound.ms / times.update_ms),
                fmt::format("{:.1f}", rate / 1e9), fmt::format("{:.3f}", rate / peak.flops_per_second),
+               or_none("{:.3f}", bound.flops / times.update_ms * 1e3 / peak.flops_per_second),
                fmt::format("{:.1f}", peak.flops_per_second / 1e9),
-               fmt::format("{:.3f}", static_cast<double>(memory_statistics(device).peak_total) / (1 << 30))});
-    table.print(options.common.json);
-    if (!options.common.json) fmt::print("peak: {}; one micro-batch an update\n", peak.source);
-    if (options.memory)
-        print_memory(device, options.common.json, [&] {
-            backward(forward().loss);
-            optimizer.step(1e-4);
-        });
+               fmt::format("{:.3f}", static_cast<double>(peak_memory) / (1 << 30))});
+    table.print(json);
+    if (!json)
+        fmt::print(
+            "products_ms: every matrix product of the update at its shape, measured alone in this process; "
+            "share_of_products: how much of the step that is\npeak: {}\n",
+            peak.source);
 }
 
 }  // namespace
@@ -103,7 +196,13 @@ void add_step(CLI::App& bench) {
     command->add_option("CONFIG", options->config, "YAML file")->required();
     command->add_option("key=value", options->overrides, "Settings that replace those of the file");
     command->add_option("--repeats", options->repeats)->capture_default_str()->check(CLI::PositiveNumber);
+    command->add_option("--accumulate", options->accumulate, "Micro-batches of an update")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
     command->add_flag("--memory", options->memory, "Also what lives at the peak, by op");
+    command->add_flag("--profile", options->profile,
+                      "Also the time of every kernel, and of every product alone");
+    command->add_flag("--no-bound", options->no_bound, "Do not measure the matrix products alone");
     command->callback([options] { run(*options); });
 }
 

@@ -1,0 +1,51 @@
+// What a training step is made of: its matrix products and what they alone would take, and the time of every
+// kernel family.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/gemm.h"
+#include "kernels/observer.h"
+#include "kernels/stream_event.h"
+#include "launch/commands/bench/bench.h"
+
+namespace levin::bench {
+
+// Sees one update and keeps the shapes of its products and, if wanted, the times of all kernels.
+class StepObserver : public kernels::KernelObserver {
+public:
+    StepObserver(const Device& device, bool with_times);
+    ~StepObserver() override;
+    void before(const char* name, const Stream& stream, const void* args) override;
+    void after(const char* name, const Stream& stream) override;
+
+    const std::vector<kernels::Gemm>& products() const { return products_; }
+    // A table by kernel (products by shape), the longest first, with its share of `update_ms`.
+    void print(bool json, double update_ms) const;
+
+private:
+    struct Call {
+        std::string name;
+        std::unique_ptr<kernels::StreamEvent> start, stop;
+    };
+    Device device_;
+    bool with_times_;
+    kernels::KernelObserver* previous_;
+    std::vector<kernels::Gemm> products_;
+    std::vector<Call> calls_;
+};
+
+// The least time the products of an update take on this machine, each at its shape, run one after another in
+// this process. The chunks of the head's products (one side is `vocab`) count as whole products over the
+// `tokens` of a micro-batch, of which there are `micro_batches`.
+struct ProductBound {
+    double ms = 0, flops = 0;
+    Table table{{"product", "count", "ms_each", "ms", "tflops"}};
+};
+ProductBound product_bound(const Device& device, const std::vector<kernels::Gemm>& products, int64_t vocab,
+                           int64_t tokens, int64_t micro_batches);
+
+}  // namespace levin::bench
