@@ -231,6 +231,13 @@ const Tensor& Variable::value() const {
 bool Variable::requires_grad() const { return state_ && state_->requires_grad; }
 bool Variable::is_leaf() const { return !state_->node; }
 
+void Variable::set_value(Tensor value) {
+    LEVIN_CHECK(is_leaf() && value.shape() == shape() && value.dtype() == dtype() && value.is_contiguous(),
+                "autograd", "set_value: a leaf {} {} cannot become {} {}", to_string(dtype()),
+                to_string(shape()), to_string(value.dtype()), to_string(value.shape()));
+    state_->value = std::move(value);
+}
+
 const Tensor& Variable::gradient() const {
     static const Tensor none;
     return state_->fresh ? none : state_->gradient;

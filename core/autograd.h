@@ -40,6 +40,10 @@ public:
     int64_t dim(int64_t axis) const { return value().dim(axis); }
     DType dtype() const { return value().dtype(); }
 
+    // Leaves: the same value in other memory (a view into a buffer of several), for every holder of this
+    // leaf.
+    void set_value(Tensor value);
+
     // Leaves: the accumulated gradient (accumulator type, shape of the value); undefined before the first
     // backward and after clear_gradient().
     const Tensor& gradient() const;

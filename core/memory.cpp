@@ -190,7 +190,22 @@ Storage::Storage(const Device& device, size_t bytes, MemoryCategory category)
       op_(OpScope::current()),
       data_(cache_of(device).take(block_, category, op_)) {}
 
-Storage::~Storage() { cache_of(device_).give(data_, block_, category_, op_); }
+Storage::~Storage() { evict(); }
+
+void Storage::evict() {
+    if (data_) cache_of(device_).give(data_, block_, category_, op_);
+    data_ = nullptr;
+}
+
+void Storage::restore() {
+    if (!data_) data_ = cache_of(device_).take(block_, category_, op_);
+}
+
+void Storage::run_next_use() const {
+    const std::function<void()> action = std::move(next_use_);
+    next_use_ = nullptr;
+    action();
+}
 
 MemoryScope::MemoryScope(MemoryCategory category) : previous_(current_category) {
     current_category = category;

@@ -8,6 +8,7 @@
 
 #include <array>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +23,9 @@ inline constexpr int kMemoryCategories = 5;
 std::string to_string(MemoryCategory category);
 
 // A block of device memory; returns to the cache when the last tensor that views it goes.
+//
+// Its owner may take the block away for a while (parameters that are gathered when needed): views stay, and
+// the action set with on_next_use() brings the contents back when somebody next asks for them.
 class Storage {
 public:
     Storage(const Device& device, size_t bytes, MemoryCategory category);
@@ -29,11 +33,25 @@ public:
     Storage(const Storage&) = delete;
     Storage& operator=(const Storage&) = delete;
 
-    void* data() const { return data_; }
+    void* data() const {
+        if (next_use_) [[unlikely]]
+            run_next_use();
+        return data_;
+    }
     size_t bytes() const { return bytes_; }
     const Device& device() const { return device_; }
 
+    // Gives the block back to the cache; data() is null until restore() takes one again, uninitialised.
+    void evict();
+    void restore();
+    bool evicted() const { return !data_; }
+    // `action` runs once, at the start of the next data(); an empty one takes it back. All from one thread.
+    void on_next_use(std::function<void()> action) { next_use_ = std::move(action); }
+
 private:
+    void run_next_use() const;
+
+    mutable std::function<void()> next_use_;
     Device device_;
     size_t bytes_, block_;
     MemoryCategory category_;

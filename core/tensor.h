@@ -69,6 +69,7 @@ public:
     // The same memory only through this view; true when nothing else keeps it alive.
     bool owns_alone() const { return storage_.use_count() == 1; }
     bool shares_storage(const Tensor& other) const { return storage_ == other.storage_; }
+    Storage& storage() const { return *storage_; }
 
     // Copies.
     Tensor contiguous() const;  // this one, if it is

@@ -1,12 +1,16 @@
 #include "parallel/data_parallel.h"
 
 #include <algorithm>
+#include <map>
+
+#include "parallel/parameter_gatherer.h"
 
 namespace levin {
 
 namespace {
 
-constexpr int64_t kAlignment = 64;  // bytes: gradients start on cache lines, for vectorised kernels
+// Reductions under way whose buckets are still in memory, from stage 2 on.
+constexpr size_t kBucketsInFlight = 2;
 
 // Makes the gradient of a parameter that took no part exist, as zero, through the graph like any other.
 void add_nothing(const Variable& parameter) {
@@ -23,64 +27,82 @@ void add_nothing(const Variable& parameter) {
 }  // namespace
 
 DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Communicator> ranks,
-                           size_t bucket_bytes)
+                           const Options& options)
     : parameters_(std::move(parameters)),
       ranks_(std::move(ranks)),
+      stage_(options.stage),
       bucket_of_(parameters_.size()),
       ready_(parameters_.size(), false) {
-    // First the layout, then the memory: a bucket's size is known when the next one begins.
-    struct Place {
-        size_t bucket;
-        int64_t offset;
-    };
-    std::vector<Place> places(parameters_.size());
-    std::vector<int64_t> counts;
-    std::vector<const Variable*> first;
-    for (size_t i = parameters_.size(); i-- > 0;) {
-        const Variable& parameter = parameters_[i];
-        LEVIN_CHECK(parameter.is_leaf() && parameter.requires_grad(), "data parallel",
-                    "parameter {} is no leaf that needs a gradient", i);
-        const DType type = accumulator_of(parameter.dtype());
-        const int64_t line = kAlignment / static_cast<int64_t>(size_of(type));
-        const int64_t count = (parameter.value().count() + line - 1) / line * line;
-        const bool fits = !counts.empty() && accumulator_of(first.back()->dtype()) == type &&
-                          first.back()->value().device() == parameter.value().device() &&
-                          static_cast<size_t>(counts.back() + count) * size_of(type) <= bucket_bytes;
-        if (!fits) {
-            counts.push_back(0);
-            first.push_back(&parameter);
-        }
-        places[i] = {counts.size() - 1, counts.back()};
-        counts.back() += count;
-    }
-    const MemoryScope scope(MemoryCategory::gradients);
-    for (size_t b = 0; b < counts.size(); ++b) {
+    LEVIN_CHECK(stage_ >= 0 && stage_ <= 3, "data parallel", "there is no stage {}", stage_);
+    for (BucketPlan& plan : plan_buckets(parameters_, stage_ == 3 ? options.units : std::vector<int64_t>{},
+                                         options.bucket_bytes, ranks_->size())) {
+        const int64_t share = plan.count / ranks_->size();
+        const MemoryScope scope(MemoryCategory::gradients);
         Bucket bucket;
-        bucket.memory =
-            Tensor::zeros({counts[b]}, accumulator_of(first[b]->dtype()), first[b]->value().device());
+        bucket.gradients = Tensor::zeros({plan.count}, plan.gradient_type, plan.device);
+        bucket.gradient_share = stage_ >= 2 ? Tensor::zeros({share}, plan.gradient_type, plan.device)
+                                            : bucket.gradients.narrow(0, ranks_->rank() * share, share);
+        bucket.plan = std::move(plan);
+        if (stage_ >= 2) give_back(bucket);
         buckets_.push_back(std::move(bucket));
     }
-    for (size_t i = 0; i < parameters_.size(); ++i) {
-        Variable& parameter = parameters_[i];
-        Bucket& bucket = buckets_[places[i].bucket];
-        bucket_of_[i] = places[i].bucket;
-        ++bucket.gradients;
-        parameter.set_gradient_buffer(
-            bucket.memory.narrow(0, places[i].offset, parameter.value().count()).view(parameter.shape()));
-        parameter.set_gradient_hook([this, i](Variable&) { ready(i); });
+    if (stage_ > 0) gatherer_ = std::make_unique<ParameterGatherer>(ranks_, stage_ == 3);
+    for (size_t b = 0; b < buckets_.size(); ++b)
+        for (const BucketPlace& place : buckets_[b].plan.places) {
+            Variable& parameter = parameters_[place.parameter];
+            bucket_of_[place.parameter] = b;
+            parameter.set_gradient_buffer(
+                buckets_[b].gradients.narrow(0, place.offset, place.count).view(parameter.shape()));
+            parameter.set_gradient_hook([this, i = place.parameter](Variable&) { ready(i); });
+        }
+    if (stage_ == 0) return;
+    // Units in the order of the forward pass, which is that of the first parameter in each.
+    std::map<int64_t, std::vector<ParameterGatherer::Buffer>> units;
+    std::vector<int64_t> order;
+    for (size_t b = buckets_.size(); b-- > 0;) {
+        Bucket& bucket = buckets_[b];
+        move_values(bucket);
+        const int64_t unit = stage_ == 3 ? bucket.plan.unit : static_cast<int64_t>(b);
+        if (!units.contains(unit)) order.push_back(unit);
+        units[unit].push_back({bucket.value_share, bucket.values});
     }
+    for (const int64_t unit : order) gatherer_->add_unit(std::move(units[unit]));
+    release_cached_memory(buckets_[0].plan.device);  // what the parameters lay in before
 }
 
 DataParallel::~DataParallel() {
     for (Variable& parameter : parameters_) parameter.set_gradient_hook({});
+    for (Bucket& bucket : buckets_) bucket.gradients.storage().on_next_use({});
+}
+
+void DataParallel::move_values(Bucket& bucket) {
+    const BucketPlan& plan = bucket.plan;
+    const MemoryScope scope(MemoryCategory::parameters);
+    bucket.values = Tensor::zeros({plan.count}, plan.value_type, plan.device);
+    for (const BucketPlace& place : plan.places) {
+        Variable& parameter = parameters_[place.parameter];
+        Tensor target = bucket.values.narrow(0, place.offset, place.count).view(parameter.shape());
+        target.copy_from(parameter.value());
+        parameter.set_value(target);
+    }
+    const int64_t share = plan.count / ranks_->size();
+    bucket.value_share = bucket.values.narrow(0, ranks_->rank() * share, share);
+    if (stage_ == 3) bucket.value_share = bucket.value_share.clone();
+}
+
+// The memory of a reduced bucket; the next backward pass that writes to it takes some again.
+void DataParallel::give_back(Bucket& bucket) {
+    Storage& storage = bucket.gradients.storage();
+    storage.evict();
+    storage.on_next_use([&storage] { storage.restore(); });
 }
 
 void DataParallel::reduce_next_backward() {
     LEVIN_CHECK(!armed_, "data parallel", "finish() is due before the next update");
     armed_ = true;
-    next_ = 0;
+    next_ = retired_ = 0;
     std::fill(ready_.begin(), ready_.end(), false);
-    for (Bucket& bucket : buckets_) bucket.missing = bucket.gradients;
+    for (Bucket& bucket : buckets_) bucket.missing = bucket.plan.places.size();
 }
 
 void DataParallel::ready(size_t parameter) {
@@ -96,8 +118,17 @@ void DataParallel::ready(size_t parameter) {
 }
 
 void DataParallel::start_ready_buckets() {
-    for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_)
-        buckets_[next_].work = ranks_->start_all_reduce(buckets_[next_].memory);
+    for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_) {
+        Bucket& bucket = buckets_[next_];
+        bucket.work = stage_ == 0 ? ranks_->start_all_reduce(bucket.gradients)
+                                  : ranks_->start_reduce_scatter(bucket.gradients, bucket.gradient_share);
+        if (stage_ < 2) continue;
+        for (; retired_ + kBucketsInFlight <= next_; ++retired_) {
+            buckets_[retired_].work->wait();
+            buckets_[retired_].work.reset();
+            give_back(buckets_[retired_]);
+        }
+    }
 }
 
 void DataParallel::finish() {
@@ -111,11 +142,57 @@ void DataParallel::finish() {
         else
             add_nothing(parameters_[i]);
     }
-    for (Bucket& bucket : buckets_) {
+    for (; retired_ < buckets_.size(); ++retired_) {
+        Bucket& bucket = buckets_[retired_];
         bucket.work->wait();
         bucket.work.reset();
+        if (stage_ >= 2) give_back(bucket);
     }
     armed_ = false;
+}
+
+std::vector<OwnedRange> DataParallel::ranges(const Bucket& bucket, int rank, bool local) const {
+    std::vector<OwnedRange> result;
+    const int64_t first = local ? bucket.plan.count / ranks_->size() * rank : 0;
+    const Tensor& values = local ? bucket.value_share : bucket.values;
+    const Tensor& gradients = local ? bucket.gradient_share : bucket.gradients;
+    for (const ParameterRange& range : ranges_of_rank(bucket.plan, ranks_->size(), rank)) {
+        const int64_t at = range.offset - first;
+        result.push_back({range.parameter, range.start, range.count,
+                          values.defined() ? values.narrow(0, at, range.count) : Tensor(),
+                          gradients.narrow(0, at, range.count)});
+    }
+    return result;
+}
+
+std::vector<OwnedRange> DataParallel::owned() const {
+    std::vector<OwnedRange> result;
+    if (stage_ == 0) {
+        for (size_t i = 0; i < parameters_.size(); ++i) {
+            const Tensor& value = parameters_[i].value();
+            result.push_back({i, 0, value.count(), value.view({value.count()}), Tensor()});
+        }
+        for (const Bucket& bucket : buckets_)
+            for (const BucketPlace& place : bucket.plan.places)
+                result[place.parameter].gradient = bucket.gradients.narrow(0, place.offset, place.count);
+        return result;
+    }
+    for (const Bucket& bucket : buckets_)
+        for (OwnedRange& range : ranges(bucket, ranks_->rank(), true)) result.push_back(std::move(range));
+    return result;
+}
+
+std::vector<OwnedRange> DataParallel::share_of(int rank) const {
+    LEVIN_CHECK(stage_ == 0, "data parallel", "at stage {} a rank has the sums of its own share only",
+                stage_);
+    std::vector<OwnedRange> result;
+    for (const Bucket& bucket : buckets_)
+        for (OwnedRange& range : ranges(bucket, rank, false)) result.push_back(std::move(range));
+    return result;
+}
+
+void DataParallel::publish() {
+    if (gatherer_) gatherer_->refresh();
 }
 
 void DataParallel::broadcast_parameters() {

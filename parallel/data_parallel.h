@@ -1,36 +1,76 @@
-// Data parallelism: gradients summed over ranks while backward still runs.
+// Data parallelism: gradients summed over ranks while backward still runs, and what ZeRO adds to it.
 //
 // Gradients live in buckets, filled in the order backward completes them (reverse order of the parameters); a
 // gradient is a view of its bucket, so nothing is copied. When the last gradient of a bucket is complete, its
-// all_reduce starts; hooks of later gradients move it on. The communicator sums in rank order, so the result
-// does not depend on the size of the buckets.
+// reduction starts; hooks of later gradients move it on. Over MPI sums are formed in rank order, so the
+// result does not depend on the size of the buckets, nor on the stage:
+//
+//   stage 0   every rank gets all sums (all_reduce)
+//   stage 1   a rank gets the sums of its share of each bucket (reduce_scatter), for which alone it keeps
+//             optimizer state, and hands the updated parameters of that share to the others (all_gather)
+//   stage 2   as 1, and a bucket's memory is given back once it is reduced
+//   stage 3   as 2, and a rank keeps its share of the parameters alone; the others' are gathered ahead of use
+//             and given back after (parameter_gatherer.h)
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "core/autograd.h"
+#include "parallel/buckets.h"
 #include "parallel/communicator.h"
 
 namespace levin {
 
+class ParameterGatherer;
+
+// A range of a parameter's elements that a rank updates.
+struct OwnedRange {
+    size_t parameter;
+    int64_t start, count;
+    Tensor value;     // [count], in the parameter's type: where the new values go
+    Tensor gradient;  // [count], complete after finish()
+};
+
 class DataParallel {
 public:
+    struct Options {
+        size_t bucket_bytes = size_t{64} << 20;
+        int stage = 0;
+        // By parameter, for stage 3: parameters with the same number are used together (a layer). Empty: one
+        // unit.
+        std::vector<int64_t> units = {};
+    };
     // `parameters` in the order the forward pass uses them; each becomes the owner of a gradient buffer and a
-    // hook. A bucket holds about `bucket_bytes` of one gradient type; a larger parameter gets its own.
-    DataParallel(std::vector<Variable> parameters, std::shared_ptr<Communicator> ranks, size_t bucket_bytes);
+    // hook. From stage 1 on their values move into buckets as well.
+    DataParallel(std::vector<Variable> parameters, std::shared_ptr<Communicator> ranks,
+                 const Options& options);
+    DataParallel(std::vector<Variable> parameters, std::shared_ptr<Communicator> ranks, size_t bucket_bytes)
+        : DataParallel(std::move(parameters), std::move(ranks), Options{bucket_bytes}) {}
     // Takes the hooks off again; the gradients stay.
     ~DataParallel();
     DataParallel(const DataParallel&) = delete;
     DataParallel& operator=(const DataParallel&) = delete;
 
+    const std::shared_ptr<Communicator>& ranks() const { return ranks_; }
+    int stage() const { return stage_; }
+
     // Before the backward pass of the last micro-batch of an update: from now on complete gradients are
     // reduced. Earlier micro-batches accumulate on their rank alone.
     void reduce_next_backward();
-    // After it: reduces what is left and waits. Every gradient is then the sum over ranks of what the ranks
-    // had. Losses are sums over tokens, scaled by 1 / (tokens of all ranks), so this is the gradient of the
-    // mean. A parameter that took no part on this rank counts as zero.
+    // After it: reduces what is left and waits. The gradient of every owned range is then the sum over ranks
+    // of what the ranks had. Losses are sums over tokens, scaled by 1 / (tokens of all ranks), so this is the
+    // gradient of the mean. A parameter that took no part on this rank counts as zero.
     void finish();
+
+    // What this rank updates: at stage 0 every parameter whole, else its share of each bucket.
+    std::vector<OwnedRange> owned() const;
+    // Stage 0: what rank `rank` would own at the other stages. Norms are summed share by share, so that every
+    // stage gets the same bits.
+    std::vector<OwnedRange> share_of(int rank) const;
+    // After this rank wrote the new values of what it owns: brings everybody's to everybody. Work goes on;
+    // the first use of a parameter waits for it.
+    void publish();
 
     // Copies rank 0's values of all parameters to the others.
     void broadcast_parameters();
@@ -41,20 +81,29 @@ public:
 
 private:
     struct Bucket {
-        Tensor memory;
-        size_t missing = 0;    // gradients not complete yet
-        size_t gradients = 0;  // in all
+        BucketPlan plan;
+        Tensor gradients;       // of all parameters in it
+        Tensor gradient_share;  // this rank's part: of `gradients`, or from stage 2 on its own memory
+        Tensor values;          // from stage 1 on
+        Tensor value_share;     // this rank's part: of `values`, or at stage 3 its own memory
+        size_t missing = 0;     // gradients not complete yet
         Pending work;
     };
     void ready(size_t parameter);
     void start_ready_buckets();
+    void give_back(Bucket& bucket);
+    void move_values(Bucket& bucket);
+    std::vector<OwnedRange> ranges(const Bucket& bucket, int rank, bool local) const;
 
     std::vector<Variable> parameters_;
     std::shared_ptr<Communicator> ranks_;
+    int stage_;
     std::vector<Bucket> buckets_;
     std::vector<size_t> bucket_of_;  // by parameter
     std::vector<bool> ready_;        // by parameter
-    size_t next_ = 0;                // first bucket not started: they start in order, on every rank alike
+    std::unique_ptr<ParameterGatherer> gatherer_;
+    size_t next_ = 0;     // first bucket not started: they start in order, on every rank alike
+    size_t retired_ = 0;  // first bucket whose reduction nobody waited for
     size_t started_early_ = 0;
     bool armed_ = false;
 };
