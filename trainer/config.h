@@ -9,6 +9,7 @@
 #include "kernels/base/dtype.h"
 #include "kernels/base/stream.h"
 #include "model/config.h"
+#include "parallel/mesh.h"
 
 namespace levin {
 
@@ -83,8 +84,10 @@ struct CheckpointConfig {
 };
 
 struct ParallelConfig {
-    int64_t tp = 1, cp = 1, pp = 1, zero = 0;  // data parallelism takes the remaining ranks
-    int64_t bucket_mib = 64;                   // gradients reduced together
+    int64_t tp = 1, cp = 1, pp = 1;  // data parallelism takes the remaining ranks
+    int64_t virtual_stages = 1;      // per pipeline rank
+    int64_t zero = 0;
+    int64_t bucket_mib = 64;  // gradients reduced together
     bool operator==(const ParallelConfig&) const = default;
 };
 
@@ -122,6 +125,9 @@ Config parse_config(const std::string& text, const std::string& name,
 void validate(const Config& config);
 // What `levin train` needs beyond that: run.folder and data.train.
 void validate_for_training(const Config& config);
+// The layout of a job of `ranks` ranks. Throws Error(input) with the nearest that works when ranks, model or
+// sequences cannot be divided so.
+Layout layout_of(const Config& config, int64_t ranks);
 // global_batch must be a multiple of micro_batch * data-parallel ranks. Throws Error(input).
 void validate_batch(const Config& config, int64_t data_parallel_ranks);
 

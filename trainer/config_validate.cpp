@@ -1,5 +1,6 @@
 // Combinations of keys that cannot work. Ranges of single keys are in the schema.
 #include "kernels/base/error.h"
+#include "model/sharding.h"
 #include "trainer/config.h"
 
 namespace levin {
@@ -13,8 +14,6 @@ void validate_parallel(const ParallelConfig& parallel) {
                       "parallel.{} is {}: {} is not available in this version; set it to {}", key, value,
                       what, needed);
     };
-    refuse("tp", parallel.tp, 1, "tensor parallelism");
-    refuse("cp", parallel.cp, 1, "context parallelism");
     refuse("pp", parallel.pp, 1, "pipeline parallelism");
     refuse("zero", parallel.zero, 0, "sharding of optimizer, gradients or weights");
 }
@@ -55,6 +54,18 @@ void validate_for_training(const Config& config) {
         !config.data.train.empty(), where,
         "data.train is empty; give the PREFIX of a token shard (`levin data build` makes one) in the file or "
         "as data.train=PREFIX");
+}
+
+Layout layout_of(const Config& config, int64_t ranks) {
+    const ParallelConfig& parallel = config.parallel;
+    const Layout layout = make_layout(ranks, parallel.tp, parallel.cp, parallel.pp);
+    validate_layout(config.model, layout, parallel.virtual_stages);
+    LEVIN_REQUIRE(
+        layout.cp <= config.trainer.sequence_length, where,
+        "parallel.cp is {} and trainer.sequence_length {}: each rank needs a token of every sequence; "
+        "set parallel.cp to {} or less",
+        layout.cp, config.trainer.sequence_length, config.trainer.sequence_length);
+    return layout;
 }
 
 void validate_batch(const Config& config, int64_t ranks) {

@@ -13,14 +13,16 @@ struct DeviceBatch {
     ops::TokenLayout layout;
     int64_t counted = 0;  // targets that count
 };
-DeviceBatch to_device(const Batch& batch, const Device& device);
+// This rank's part of a batch: with context parallelism its chunk of every sequence. mesh null: all of it.
+DeviceBatch to_device(const Batch& batch, const Device& device, const Mesh* mesh = nullptr);
 
 struct EvaluationResult {
     double loss = 0;  // mean cross-entropy per token, nats; perplexity = exp(loss)
     int64_t tokens = 0;
 };
 
-// Samples 0 .. micro_batch * batches of the loader, in order, dealt over the ranks; batches 0: all there are.
+// Samples 0 .. micro_batch * batches of the loader, in order, dealt over the ranks (of a model with a mesh:
+// over its data-parallel ranks); batches 0: all there are. Collective over ranks, or over the mesh.
 EvaluationResult evaluate(const LanguageModel& model, const Loader& loader, int64_t micro_batch,
                           int64_t batches, Communicator& ranks);
 

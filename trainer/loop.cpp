@@ -25,6 +25,7 @@
 #include "trainer/report.h"
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
+#include "trainer/sharded_state.h"
 #include "trainer/stop_signal.h"
 #include "trainer/throughput.h"
 
@@ -64,7 +65,8 @@ public:
           device_(world.device(config.trainer.device)),
           data_(std::make_shared<Dataset>(dataset_specs(config.data.train))),
           loader_(data_, loader_options(config, true)),
-          model_(config.model, config.trainer.precision, device_),
+          mesh_(std::make_shared<Mesh>(world.communicator(), layout_of(config, world.size()))),
+          model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages),
           // Initialised before the optimizer copies the weights into its masters.
           optimizer_((model_.initialize(static_cast<uint64_t>(config.trainer.seed)), model_),
                      adamw_settings(config)) {
@@ -74,8 +76,8 @@ public:
         model_.set_recomputation(recomputation_of(config.trainer.recompute));
         std::vector<Variable> variables;
         for (Parameter& parameter : model_.parameters()) variables.push_back(parameter.variable);
-        if (ranks_.size() > 1)
-            data_parallel_.emplace(std::move(variables), world.communicator(),
+        if (mesh_->replicas()->size() > 1)
+            data_parallel_.emplace(std::move(variables), mesh_->replicas(),
                                    static_cast<size_t>(config.parallel.bucket_mib) << 20);
     }
 
@@ -145,12 +147,12 @@ private:
                       "run", "{} holds another model than the configuration; choose another run.folder",
                       checkpoint->path());
         for (size_t i = 0; i < model_.parameters().size(); ++i) {
-            const std::string& name = model_.parameters()[i].spec.name;
-            optimizer_.master(i).copy_from(checkpoint->read(kModelGroup, name));
+            const Parameter& parameter = model_.parameters()[i];
+            read_parts(*checkpoint, kModelGroup, parameter, optimizer_.master(i));
             // A converted model has weights only: its moments start at zero.
             if (checkpoint->has_group(kFirstMomentGroup)) {
-                optimizer_.first_moment(i).copy_from(checkpoint->read(kFirstMomentGroup, name));
-                optimizer_.second_moment(i).copy_from(checkpoint->read(kSecondMomentGroup, name));
+                read_parts(*checkpoint, kFirstMomentGroup, parameter, optimizer_.first_moment(i));
+                read_parts(*checkpoint, kSecondMomentGroup, parameter, optimizer_.second_moment(i));
             }
         }
         optimizer_.masters_changed();
@@ -184,12 +186,12 @@ private:
     // True when it ended because somebody was told to stop.
     bool loop() {
         const auto& t = config_.trainer;
-        const int64_t size = ranks_.size();
+        const int64_t size = mesh_->layout().dp;
         const int64_t accumulation = t.global_batch / (t.micro_batch * size);
-        // Micro-batch j of rank r takes samples (j * ranks + r) * micro_batch of the update: one constant
-        // stride.
+        // Micro-batch j of data-parallel rank r takes samples (j * ranks + r) * micro_batch of the update:
+        // one constant stride, and the same samples in an update at every layout.
         Prefetcher prefetcher(loader_,
-                              {.first_sample = step_ * t.global_batch + ranks_.rank() * t.micro_batch,
+                              {.first_sample = step_ * t.global_batch + mesh_->place().dp * t.micro_batch,
                                .count = t.micro_batch,
                                .stride = t.micro_batch * size,
                                .batches = (t.steps - step_) * accumulation,
@@ -240,7 +242,9 @@ private:
         const std::vector<double> numbers = step.numbers->values();
         const auto now = Clock::now();
         StepMetrics& row = step.row;
-        row.loss = sum_over(ranks_, std::accumulate(numbers.begin(), numbers.end() - 1, 0.0));
+        // The last stage of a pipeline has the loss, tensor-parallel ranks all have it.
+        row.loss = sum_over(*mesh_->replicas(), std::accumulate(numbers.begin(), numbers.end() - 1, 0.0));
+        row.loss = sum_over(*mesh_->pp(), row.loss);
         row.grad_norm = numbers.back();
         // Steps overlap on the host: this one began when it was queued or when the one before ended.
         row.step_ms =
@@ -274,13 +278,13 @@ private:
         std::vector<DeviceBatch> batches;
         int64_t counted = 0;
         for (int64_t i = 0; i < accumulation; ++i) {
-            batches.push_back(to_device(prefetcher.next(), device_));
+            batches.push_back(to_device(prefetcher.next(), device_, mesh_.get()));
             wait += prefetcher.last_wait_ms();
             counted += batches.back().counted;
         }
         // The loss is a mean over the tokens of all ranks and micro-batches, never a mean of means.
         const double all = config_.data.packed_documents
-                               ? sum_over(ranks_, static_cast<double>(counted))
+                               ? sum_over(*mesh_->replicas(), static_cast<double>(counted))
                                : static_cast<double>(t.global_batch * t.sequence_length);
         std::vector<Tensor> losses;
         for (int64_t i = 0; i < accumulation; ++i) {
@@ -332,12 +336,13 @@ private:
     void save(bool must_succeed) {
         if (saved_step_ == step_) return;
         std::vector<CheckpointTensor> tensors;
-        if (root_)
+        if (mesh_->replicas()->rank() == 0)
             for (size_t i = 0; i < model_.parameters().size(); ++i) {
-                const std::string& name = model_.parameters()[i].spec.name;
-                tensors.push_back({kModelGroup, name, optimizer_.master(i)});
-                tensors.push_back({kFirstMomentGroup, name, optimizer_.first_moment(i)});
-                tensors.push_back({kSecondMomentGroup, name, optimizer_.second_moment(i)});
+                const Parameter& parameter = model_.parameters()[i];
+                if (!parameter.counted) continue;  // another rank has it as well
+                add_parts(tensors, kModelGroup, parameter, optimizer_.master(i));
+                add_parts(tensors, kFirstMomentGroup, parameter, optimizer_.first_moment(i));
+                add_parts(tensors, kSecondMomentGroup, parameter, optimizer_.second_moment(i));
             }
         const CheckpointState state{.step = step_,
                                     .tokens = tokens_,
@@ -366,6 +371,7 @@ private:
     const Device device_;
     std::shared_ptr<const Dataset> data_;
     Loader loader_;
+    std::shared_ptr<const Mesh> mesh_;
     LanguageModel model_;
     Optimizer optimizer_;
     std::optional<Loader> validation_;
@@ -383,7 +389,7 @@ private:
 
 TrainingEnd train(const Config& config, World& world) {
     validate_for_training(config);
-    validate_batch(config, world.size());
+    validate_batch(config, layout_of(config, world.size()).dp);
     require_same(world.all(), "the resolved configuration", to_yaml(config));
     if (config.trainer.threads > 0) omp_set_num_threads(static_cast<int>(config.trainer.threads));
     return Trainer(config, world).run();

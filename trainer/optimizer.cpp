@@ -31,8 +31,10 @@ void Optimizer::step(double learning_rate) {
         Tensor gradient = parameters[i].variable.gradient();
         if (!gradient.defined()) gradient = Tensor::zeros(value.shape(), acc_, value.device());
         const State& state = states_[i];
-        pointers.push_back(gradient.data());
-        counts.push_back(gradient.count());
+        if (parameters[i].counted) {
+            pointers.push_back(gradient.data());
+            counts.push_back(gradient.count());
+        }
         list.push_back({.count = value.count(),
                         .master = state.master.data(),
                         .model = value.dtype() == acc_ ? nullptr : value.data(),
@@ -48,6 +50,8 @@ void Optimizer::step(double learning_rate) {
                                      .counts = counts.data(),
                                      .dtype = acc_,
                                      .out = sum_.data<double>()});
+    // The norm is over the whole model, whose parts lie on the ranks of tensor and pipeline parallelism.
+    if (const auto& mesh = model_.mesh(); mesh && mesh->model()->size() > 1) mesh->model()->all_reduce(sum_);
     kernels::clip_scale(stream, {.sum = sum_.data<double>(),
                                  .max_norm = settings_.clip_grad_norm,
                                  .grad_norm = norm_.data<double>(),

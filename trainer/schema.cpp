@@ -256,9 +256,12 @@ void add_rest(std::vector<SchemaKey>& keys) {
     KEY(checkpoint, resume, resume_mode,
         "`auto`: go on from the newest good checkpoint; `none`: start at step 0.");
 
-    KEY(parallel, tp, integer, {1, 4096}, "Tensor-parallel ranks. Only 1 in this version.");
-    KEY(parallel, cp, integer, {1, 4096}, "Context-parallel ranks. Only 1 in this version.");
-    KEY(parallel, pp, integer, {1, 4096}, "Pipeline stages. Only 1 in this version.");
+    KEY(parallel, tp, integer, {1, 4096},
+        "Ranks that divide every layer by heads and GLU columns; must divide both.");
+    KEY(parallel, cp, integer, {1, 4096}, "Ranks that divide every sequence into chunks, of any lengths.");
+    KEY(parallel, pp, integer, {1, 4096}, "Ranks that divide the layers into stages.");
+    KEY(parallel, virtual_stages, integer, {1, 4096},
+        "Stages per pipeline rank: more make the pipeline's idle share smaller and its messages more.");
     KEY(parallel, zero, integer, {0, 3},
         "Sharding of optimizer (1), gradients (2) and weights (3) over data-parallel ranks. Only 0 in this "
         "version.");

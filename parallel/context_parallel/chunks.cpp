@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/transfer.h"
+
 namespace levin {
 
 int64_t SequenceChunks::longest() const {
@@ -25,7 +27,7 @@ ops::TokenLayout chunk_layout(int64_t batch, int64_t length, const std::vector<i
         "to {} or less, or use longer sequences",
         row, ranks, row);
     const auto tensor = [&](const std::vector<int32_t>& values) {
-        return Tensor::from({static_cast<int64_t>(values.size())}, values, device);
+        return upload({static_cast<int64_t>(values.size())}, values, device);
     };
     if (ranks == 1 && !packed) return {.batch = batch, .length = length};
     if (ranks == 1) return {.batch = 1, .length = row, .cu_seqlens = tensor(borders)};

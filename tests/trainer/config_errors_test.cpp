@@ -132,7 +132,7 @@ TEST(ConfigErrors, AModelOfImpossibleSize) {
 }
 
 TEST(ConfigErrors, ParallelismThatIsNotThereYet) {
-    for (const std::string key : {"tp", "cp", "pp"})
+    for (const std::string key : {"pp"})
         expect_parts(
             message("parallel:\n  " + key + ": 2"),
             {"[a.yaml:2:7]", "parallel." + key + " is 2", "not available in this version", "set it to 1"});
