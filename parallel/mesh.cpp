@@ -114,6 +114,11 @@ Mesh::Mesh(std::shared_ptr<Communicator> all, const Layout& layout) : layout_(la
     pp_ = group("pp", false, false, false, true);
     replicas_ = group("dp_cp", false, true, true, false);
     model_ = group("pp_tp", true, false, false, true);
+    if (layout.pp > 1) {
+        const Coordinates fixed{.pp = 0, .dp = place_.dp, .cp = place_.cp, .tp = place_.tp};
+        ends_ = all_->split(first_stage() || last_stage() ? static_cast<int>(index_of(layout, fixed)) : -1,
+                            static_cast<int>(place_.pp), "pp_ends");
+    }
 }
 
 }  // namespace levin

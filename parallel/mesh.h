@@ -52,6 +52,10 @@ public:
     // pp x tp: the ranks that hold one whole model between them.
     const std::shared_ptr<Communicator>& model() const { return model_; }
 
+    // The first and the last stage of each pipeline, which both hold a tied embedding; null between them and
+    // without a pipeline.
+    const std::shared_ptr<Communicator>& ends() const { return ends_; }
+
     bool first_stage() const { return place_.pp == 0; }
     bool last_stage() const { return place_.pp == layout_.pp - 1; }
     // A tp group that reaches over a network works, but slowly.
@@ -61,7 +65,7 @@ private:
     Layout layout_;
     Coordinates place_;
     std::vector<Coordinates> places_;  // by rank of all_
-    std::shared_ptr<Communicator> all_, tp_, cp_, dp_, pp_, replicas_, model_;
+    std::shared_ptr<Communicator> all_, tp_, cp_, dp_, pp_, replicas_, model_, ends_;
     bool tp_spans_hosts_ = false;
 };
 

@@ -5,6 +5,7 @@
 #include "core/transfer.h"
 #include "parallel/agreement.h"
 #include "parallel/context_parallel/chunks.h"
+#include "trainer/passes.h"
 
 namespace levin {
 
@@ -29,13 +30,19 @@ EvaluationResult evaluate(const LanguageModel& model, const Loader& loader, int6
     double sum = 0, tokens = 0;
     const Mesh* mesh = model.mesh().get();
     Communicator &dealt = mesh ? *mesh->dp() : ranks, &summed = mesh ? *mesh->replicas() : ranks;
-    for (int64_t first = dealt.rank() * micro_batch; first < samples; first += dealt.size() * micro_batch) {
-        const DeviceBatch batch =
-            to_device(loader.batch(first, std::min(micro_batch, samples - first)), model.device(), mesh);
-        sum += model.loss(batch.ids, batch.targets, batch.layout, {}).loss.value().item();
+    for (int64_t round = 0; round < samples; round += dealt.size() * micro_batch) {
+        const int64_t first = round + dealt.rank() * micro_batch;
+        // Where samples run out, a rank repeats one, uncounted: parameters may be gathered from all ranks.
+        const bool extra = first >= samples;
+        const DeviceBatch batch = to_device(
+            extra ? loader.batch(0, 1) : loader.batch(first, std::min(micro_batch, samples - first)),
+            model.device(), mesh);
+        const Variable hidden = run_forward(model, batch);
+        if (hidden.defined()) sum += model.loss_of(hidden, batch.targets, {}).loss.value().item();
         tokens += static_cast<double>(batch.counted);
     }
     sum = sum_over(summed, sum);
+    if (mesh) sum = sum_over(*mesh->pp(), sum);  // the last stage has it
     tokens = sum_over(summed, tokens);
     return {sum / std::max(1.0, tokens), static_cast<int64_t>(tokens)};
 }

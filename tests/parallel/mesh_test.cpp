@@ -78,6 +78,12 @@ TEST(Mesh, EveryGroupOfEveryLayout) {
                 expect_group(mesh, *mesh.pp(),
                              [&](C c) { return c.tp == me.tp && c.cp == me.cp && c.dp == me.dp; });
                 expect_group(mesh, *mesh.replicas(), [&](C c) { return c.tp == me.tp && c.pp == me.pp; });
+                EXPECT_EQ(mesh.ends() != nullptr, pp > 1 && (mesh.first_stage() || mesh.last_stage()));
+                if (mesh.ends())
+                    expect_group(mesh, *mesh.ends(), [&](C c) {
+                        return c.tp == me.tp && c.cp == me.cp && c.dp == me.dp &&
+                               (c.pp == 0 || c.pp == pp - 1);
+                    });
                 expect_group(mesh, *mesh.model(), [&](C c) { return c.cp == me.cp && c.dp == me.dp; });
             }
     EXPECT_THROW(Mesh(world.communicator(), {.tp = size + 1}), Error);

@@ -1,0 +1,172 @@
+#include "trainer/passes.h"
+
+#include <map>
+#include <optional>
+
+#include "parallel/pipeline/schedule.h"
+
+namespace levin {
+
+namespace {
+
+// One update through the pipeline. Messages of a tick go out together when it ends and are waited for where
+// they are needed, so that ranks with shorter passes do not wait for longer ones elsewhere.
+class Pipeline {
+public:
+    Pipeline(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
+             const ops::CrossEntropyOptions& options)
+        : model_(model),
+          batches_(batches),
+          options_(options),
+          ranks_(*model.mesh()->pp()),
+          schedule_(ranks_.size(), model.num_stages() / ranks_.size(), static_cast<int64_t>(batches.size())) {
+    }
+
+    std::vector<Tensor> run() {
+        for (int64_t tick = 0; tick < schedule_.ticks(); ++tick) {
+            Tensor result;
+            if (const auto& action = schedule_.at(tick, ranks_.rank()))
+                result = action->forward ? forward(*action) : backward(*action);
+            exchange(tick, result);
+        }
+        for (const Pending& message : sent_) message->wait();
+        return std::move(losses_);
+    }
+
+private:
+    using Place = std::pair<int64_t, int64_t>;  // stage, micro-batch
+    struct Message {
+        Tensor value;
+        Pending arrival;
+    };
+    struct Kept {
+        Variable input, output;
+    };
+
+    const DeviceBatch& batch(const PipelineAction& action) const {
+        return batches_[static_cast<size_t>(action.micro_batch)];
+    }
+
+    // The message that an action of this rank waits for.
+    static Tensor take(std::map<Place, Message>& box, const Place& place) {
+        const auto found = box.find(place);
+        LEVIN_CHECK(found != box.end(), "pipeline", "nothing came for stage {}, micro-batch {}", place.first,
+                    place.second);
+        found->second.arrival->wait();
+        Tensor value = found->second.value;
+        box.erase(found);
+        return value;
+    }
+
+    Tensor forward(const PipelineAction& action) {
+        const Place place{action.stage, action.micro_batch};
+        Kept kept;
+        if (action.stage > 0) kept.input = Variable(take(activations_, place), true);
+        const DeviceBatch& b = batch(action);
+        kept.output = model_.run_stage(action.stage, kept.input, b.ids, b.layout);
+        if (action.stage == schedule_.stages() - 1) {
+            kept.output = model_.loss_of(kept.output, b.targets, options_).loss;
+            losses_.push_back(kept.output.value());
+        }
+        const Tensor result = kept.output.value();
+        kept_[place] = std::move(kept);
+        return result;
+    }
+
+    Tensor backward(const PipelineAction& action) {
+        const Place place{action.stage, action.micro_batch};
+        const bool last = action.stage == schedule_.stages() - 1;
+        const Tensor seed = last ? Tensor{} : take(gradients_, place);
+        const Kept kept = std::move(kept_.at(place));
+        kept_.erase(place);
+        levin::backward(kept.output, seed);
+        if (action.stage == 0) return {};
+        return kept.input.gradient().to(model_.dtype()).contiguous();
+    }
+
+    // Sends what this rank made in this tick, and makes ready for what others made for it.
+    void exchange(int64_t tick, const Tensor& result) {
+        ranks_.group([&] {
+            for (int64_t from = 0; from < ranks_.size(); ++from) {
+                const auto& action = schedule_.at(tick, from);
+                if (!action) continue;
+                const int64_t to = schedule_.receiver(*action);
+                if (to < 0) continue;
+                if (from == ranks_.rank()) {
+                    sent_.push_back(ranks_.start_send(result, static_cast<int>(to)));
+                } else if (to == ranks_.rank()) {
+                    Message message;
+                    message.value =
+                        Tensor::empty({batch(*action).layout.tokens(), model_.config().hidden_size},
+                                      model_.dtype(), model_.device());
+                    message.arrival = ranks_.start_recv(message.value, static_cast<int>(from));
+                    auto& box = action->forward ? activations_ : gradients_;
+                    box[{action->stage + (action->forward ? 1 : -1), action->micro_batch}] =
+                        std::move(message);
+                }
+            }
+        });
+        while (!sent_.empty() && sent_.front()->test()) sent_.erase(sent_.begin());  // gives memory back
+    }
+
+    const LanguageModel& model_;
+    const std::vector<DeviceBatch>& batches_;
+    const ops::CrossEntropyOptions& options_;
+    Communicator& ranks_;
+    const PipelineSchedule schedule_;
+    std::map<Place, Message> activations_, gradients_;
+    std::map<Place, Kept> kept_;
+    std::vector<Pending> sent_;
+    std::vector<Tensor> losses_;
+};
+
+// A tied embedding lives on the first and on the last stage: both get the sum of what both found.
+void join_tied_embedding(const LanguageModel& model) {
+    const auto& ends = model.mesh()->ends();
+    if (!ends || !model.config().tie_embeddings) return;
+    for (const Parameter& parameter : model.parameters())
+        if (parameter.spec.name == "embedding") ends->all_reduce(parameter.variable.gradient());
+}
+
+}  // namespace
+
+std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
+                               const ops::CrossEntropyOptions& options, DataParallel* data_parallel) {
+    std::vector<Tensor> losses;
+    if (model.num_stages() > 1) {
+        losses = Pipeline(model, batches, options).run();
+        join_tied_embedding(model);
+        if (data_parallel) data_parallel->reduce_next_backward();
+    } else {
+        for (size_t i = 0; i < batches.size(); ++i) {
+            const DeviceBatch& batch = batches[i];
+            const auto result = model.loss(batch.ids, batch.targets, batch.layout, options);
+            if (data_parallel && i + 1 == batches.size()) data_parallel->reduce_next_backward();
+            backward(result.loss);
+            losses.push_back(result.loss.value());
+        }
+    }
+    if (data_parallel) data_parallel->finish();
+    return losses;
+}
+
+Variable run_forward(const LanguageModel& model, const DeviceBatch& batch) {
+    if (model.num_stages() == 1) return model.hidden(batch.ids, batch.layout);
+    NoGradient off;
+    Communicator& ranks = *model.mesh()->pp();
+    Variable stream;
+    for (int64_t stage = ranks.rank(); stage < model.num_stages(); stage += ranks.size()) {
+        if (stage > 0) {
+            const Tensor input = Tensor::empty({batch.layout.tokens(), model.config().hidden_size},
+                                               model.dtype(), model.device());
+            ranks.recv(input, static_cast<int>((stage - 1) % ranks.size()));
+            stream = Variable(input);
+        }
+        stream = model.run_stage(stage, stream, batch.ids, batch.layout);
+        if (stage == model.num_stages() - 1) return stream;
+        ranks.send(stream.value(), static_cast<int>((stage + 1) % ranks.size()));
+    }
+    return {};
+}
+
+}  // namespace levin

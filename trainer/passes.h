@@ -1,0 +1,22 @@
+// Forward and backward passes of the micro-batches of an update on this rank's part of the model.
+#pragma once
+
+#include <vector>
+
+#include "model/language_model.h"
+#include "parallel/data_parallel.h"
+#include "trainer/evaluation.h"
+
+namespace levin {
+
+// Runs all micro-batches forward and backward; gradients are then complete: summed over micro-batches and,
+// with `data_parallel` (may be null), over the ranks that hold the same parameters. Returns the scaled losses
+// of this rank's tokens, on the device; none on a rank without the last stage of the pipeline. Collective
+// over the model's mesh; with a pipeline the micro-batches go through it by a PipelineSchedule.
+std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
+                               const ops::CrossEntropyOptions& options, DataParallel* data_parallel);
+
+// Output of the final norm, forward only; undefined on a rank without the last stage.
+Variable run_forward(const LanguageModel& model, const DeviceBatch& batch);
+
+}  // namespace levin
