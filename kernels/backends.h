@@ -25,6 +25,7 @@ namespace cuda {
 #define LEVIN_KERNEL(name, Args) void name(const Stream& stream, const Args& args);
 #include "kernels/kernels.def"
 #undef LEVIN_KERNEL
+int64_t lightning_states_to_keep(const Stream& stream, const LightningForward& args);
 }  // namespace cuda
 
 }  // namespace levin::kernels

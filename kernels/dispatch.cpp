@@ -26,6 +26,10 @@ KernelObserver* set_kernel_observer(KernelObserver* next) {
 #include "kernels/kernels.def"
 #undef LEVIN_KERNEL
 
+int64_t lightning_states_to_keep(const Stream& stream, const LightningForward& args) {
+    return stream.device.is_cpu() ? 0 : cuda::lightning_states_to_keep(stream, args);
+}
+
 GemmTuning gemm_tuning(const Stream& stream, const Gemm& args) {
     return stream.device.is_cpu() ? GemmTuning{} : cuda::gemm_tuning(stream, args);
 }

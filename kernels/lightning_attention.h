@@ -43,8 +43,12 @@ struct LightningForward {
     void* o;
     const void* initial_state;
     void* final_state;
+    float* kept_states = nullptr;
 };
 void lightning_forward(const Stream& stream, const LightningForward& args);
+// Floats that backward would like forward to leave in kept_states (the states inside a sequence that is cut
+// into segments); 0: none. Without them backward makes them again.
+int64_t lightning_states_to_keep(const Stream& stream, const LightningForward& args);
 
 // Gradients of the raw q, k, v (strided), of theta (acc, dtheta = beta * dtheta + sum, fixed order) and of
 // the initial state. d_final_state may be nullptr (zero), d_initial_state too (not wanted). No float32 copies
@@ -69,6 +73,7 @@ struct LightningBackward {
     void* dtheta;
     double beta;
     void* d_initial_state;
+    const float* kept_states = nullptr;  // of lightning_forward on the same inputs
 };
 void lightning_backward(const Stream& stream, const LightningBackward& args);
 

@@ -44,17 +44,23 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
 
     Tensor o = Tensor::empty({layout.tokens(), vv.dim(-1)}, qv.dtype(), qv.device());
     Tensor final_state = options.want_final_state ? Tensor::empty(state_shape, acc, qv.device()) : Tensor{};
-    kernels::lightning_forward(qv.stream(),
-                               {.shape = shape,
-                                .q = qv.data(),
-                                .q_stride = qv.row_stride(),
-                                .k = kv.data(),
-                                .k_stride = kv.row_stride(),
-                                .v = vv.data(),
-                                .v_stride = vv.row_stride(),
-                                .o = o.data(),
-                                .initial_state = state.defined() ? state.data() : nullptr,
-                                .final_state = final_state.defined() ? final_state.data() : nullptr});
+    kernels::LightningForward forward{.shape = shape,
+                                      .q = qv.data(),
+                                      .q_stride = qv.row_stride(),
+                                      .k = kv.data(),
+                                      .k_stride = kv.row_stride(),
+                                      .v = vv.data(),
+                                      .v_stride = vv.row_stride(),
+                                      .o = o.data(),
+                                      .initial_state = state.defined() ? state.data() : nullptr,
+                                      .final_state = final_state.defined() ? final_state.data() : nullptr};
+    Tensor kept;  // states inside the sequences, a few thousandths of what the layer keeps
+    if (gradients_enabled() && (q.requires_grad() || k.requires_grad() || v.requires_grad()))
+        if (const int64_t count = kernels::lightning_states_to_keep(qv.stream(), forward); count > 0) {
+            kept = Tensor::empty({count}, DType::f32, qv.device());
+            forward.kept_states = kept.data<float>();
+        }
+    kernels::lightning_forward(qv.stream(), forward);
 
     std::vector<Variable> inputs{q, k, v};
     const bool has_theta = theta.defined(), has_state = state.defined();
@@ -66,8 +72,8 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
     auto results =
         record("lightning_attention", inputs, std::move(outputs),
                // slopes and cu_seqlens are captured to keep alive what `shape` points to.
-               [shape, qv, kv, vv, theta, state, slopes, cu_seqlens](std::span<const Tensor> gradients,
-                                                                     Gradients& inputs) {
+               [shape, qv, kv, vv, theta, state, kept, slopes, cu_seqlens](std::span<const Tensor> gradients,
+                                                                           Gradients& inputs) {
                    const bool has_theta = theta.defined(), has_state = state.defined();
                    const Tensor d_o = gradients[0].defined()
                                           ? gradients[0].contiguous()
@@ -79,26 +85,27 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
                    if (has_state) d_initial = Tensor::empty(state.shape(), state.dtype(), state.device());
                    Tensor dtheta;
                    if (has_theta) dtheta = Tensor::empty(theta.shape(), theta.dtype(), theta.device());
-                   kernels::lightning_backward(qv.stream(),
-                                               {.shape = shape,
-                                                .q = qv.data(),
-                                                .q_stride = qv.row_stride(),
-                                                .k = kv.data(),
-                                                .k_stride = kv.row_stride(),
-                                                .v = vv.data(),
-                                                .v_stride = vv.row_stride(),
-                                                .d_o = d_o.data(),
-                                                .initial_state = has_state ? state.data() : nullptr,
-                                                .d_final_state = d_final.defined() ? d_final.data() : nullptr,
-                                                .dq = dq.data(),
-                                                .dq_stride = dq.row_stride(),
-                                                .dk = dk.data(),
-                                                .dk_stride = dk.row_stride(),
-                                                .dv = dv.data(),
-                                                .dv_stride = dv.row_stride(),
-                                                .dtheta = has_theta ? dtheta.data() : nullptr,
-                                                .beta = 0,
-                                                .d_initial_state = has_state ? d_initial.data() : nullptr});
+                   kernels::lightning_backward(
+                       qv.stream(), {.shape = shape,
+                                     .q = qv.data(),
+                                     .q_stride = qv.row_stride(),
+                                     .k = kv.data(),
+                                     .k_stride = kv.row_stride(),
+                                     .v = vv.data(),
+                                     .v_stride = vv.row_stride(),
+                                     .d_o = d_o.data(),
+                                     .initial_state = has_state ? state.data() : nullptr,
+                                     .d_final_state = d_final.defined() ? d_final.data() : nullptr,
+                                     .dq = dq.data(),
+                                     .dq_stride = dq.row_stride(),
+                                     .dk = dk.data(),
+                                     .dk_stride = dk.row_stride(),
+                                     .dv = dv.data(),
+                                     .dv_stride = dv.row_stride(),
+                                     .dtheta = has_theta ? dtheta.data() : nullptr,
+                                     .beta = 0,
+                                     .d_initial_state = has_state ? d_initial.data() : nullptr,
+                                     .kept_states = kept.defined() ? kept.data<float>() : nullptr});
                    inputs.add(0, dq);
                    inputs.add(1, dk);
                    inputs.add(2, dv);

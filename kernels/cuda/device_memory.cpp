@@ -26,7 +26,7 @@ const char* file_name(const char* path) {
 // What never changes about a device, and what is made once for it.
 struct DeviceState {
     cudaStream_t stream = nullptr;
-    int shared_memory = 0, multiprocessors = 0;
+    int shared_memory = 0, multiprocessors = 0, major = 0, minor = 0;
 };
 
 const DeviceState& state_of(int index) {
@@ -48,6 +48,8 @@ const DeviceState& state_of(int index) {
             cudaDeviceGetAttribute(&state->shared_memory, cudaDevAttrMaxSharedMemoryPerBlockOptin, index));
         LEVIN_CUDA_CHECK(
             cudaDeviceGetAttribute(&state->multiprocessors, cudaDevAttrMultiProcessorCount, index));
+        LEVIN_CUDA_CHECK(cudaDeviceGetAttribute(&state->major, cudaDevAttrComputeCapabilityMajor, index));
+        LEVIN_CUDA_CHECK(cudaDeviceGetAttribute(&state->minor, cudaDevAttrComputeCapabilityMinor, index));
         cudaMemPool_t pool;
         LEVIN_CUDA_CHECK(cudaDeviceGetDefaultMemPool(&pool, index));
         uint64_t keep = UINT64_MAX;
@@ -80,6 +82,10 @@ cudaStream_t use(const Stream& stream) {
 
 size_t max_shared_memory(int device) { return static_cast<size_t>(state_of(device).shared_memory); }
 int multiprocessors(int device) { return state_of(device).multiprocessors; }
+bool is_hopper(int device) {
+    const DeviceState& state = state_of(device);
+    return state.major == 9 && state.minor == 0;
+}
 
 Scratch::Scratch(cudaStream_t stream, size_t bytes) : stream_(stream) {
     if (bytes == 0) return;

@@ -5,6 +5,7 @@
 #include "kernels/cuda/lightning_plan.h"
 #include "kernels/cuda/lightning_scan.cuh"
 #include "kernels/cuda/sm80_bf16_lightning_scan.h"
+#include "kernels/cuda/sm90_bf16_lightning.h"
 
 namespace levin::kernels::cuda {
 
@@ -127,14 +128,25 @@ void backward(const Stream& stream, const LightningBackward& args) {
     }
 }
 
+LightningFacts facts_of(const Stream& stream, std::initializer_list<Rows> rows) {
+    return {vectorizable<Bf16>(rows), max_shared_memory(stream.device.index), is_hopper(stream.device.index)};
+}
+LightningFacts facts_of(const Stream& stream, const LightningForward& args) {
+    return facts_of(stream,
+                    {{args.q, args.q_stride}, {args.k, args.k_stride}, {args.v, args.v_stride}, {args.o, 0}});
+}
+
 }  // namespace
+
+int64_t lightning_states_to_keep(const Stream& stream, const LightningForward& args) {
+    return sm90_lightning_fits(args.shape, facts_of(stream, args)) ? sm90_states_to_keep(stream, args.shape)
+                                                                   : 0;
+}
 
 void lightning_forward(const Stream& stream, const LightningForward& args) {
     check(args.shape);
-    const LightningFacts facts{
-        vectorizable<Bf16>(
-            {{args.q, args.q_stride}, {args.k, args.k_stride}, {args.v, args.v_stride}, {args.o, 0}}),
-        max_shared_memory(stream.device.index)};
+    const LightningFacts facts = facts_of(stream, args);
+    if (sm90_lightning_fits(args.shape, facts)) return sm90_lightning_forward(stream, args);
     if (mma_scan_fits(args.shape, facts)) return mma_lightning_forward(stream, args);
     by_type(args.shape.dtype, "lightning_forward",
             [&](auto tag) { forward<typename decltype(tag)::type>(stream, args); });
@@ -142,14 +154,14 @@ void lightning_forward(const Stream& stream, const LightningForward& args) {
 
 void lightning_backward(const Stream& stream, const LightningBackward& args) {
     check(args.shape);
-    const LightningFacts facts{vectorizable<Bf16>({{args.q, args.q_stride},
+    const LightningFacts facts = facts_of(stream, {{args.q, args.q_stride},
                                                    {args.k, args.k_stride},
                                                    {args.v, args.v_stride},
                                                    {args.d_o, 0},
                                                    {args.dq, args.dq_stride},
                                                    {args.dk, args.dk_stride},
-                                                   {args.dv, args.dv_stride}}),
-                               max_shared_memory(stream.device.index)};
+                                                   {args.dv, args.dv_stride}});
+    if (sm90_lightning_fits(args.shape, facts)) return sm90_lightning_backward(stream, args);
     if (mma_scan_fits(args.shape, facts)) return mma_lightning_backward(stream, args);
     by_type(args.shape.dtype, "lightning_backward",
             [&](auto tag) { backward<typename decltype(tag)::type>(stream, args); });

@@ -13,10 +13,17 @@ bool plain_or_silu(Activation activation) {
     return activation == Activation::none || activation == Activation::silu;
 }
 
+bool width_fits(int64_t width) { return width >= 32 && width <= 128 && width % 8 == 0; }
+
 }  // namespace
 
+bool sm90_lightning_fits(const LightningShape& shape, const LightningFacts& facts) {
+    return facts.hopper && facts.aligned && shape.dtype == DType::bf16 && !shape.theta &&
+           width_fits(shape.key_dim) && width_fits(shape.value_dim) && plain_or_silu(shape.qk_activation) &&
+           plain_or_silu(shape.v_activation);
+}
+
 bool mma_scan_fits(const LightningShape& shape, const LightningFacts& facts) {
-    const auto width_fits = [](int64_t width) { return width >= 32 && width <= 128 && width % 8 == 0; };
     // Keys of 256 take 192 KB of shared memory, the others at most 160.
     const size_t wanted = (shape.key_width() > 128 ? size_t{193} : size_t{161}) << 10;
     return shape.dtype == DType::bf16 && facts.aligned && facts.shared_memory >= wanted &&

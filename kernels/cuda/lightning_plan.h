@@ -7,11 +7,16 @@
 
 namespace levin::kernels::cuda {
 
-// What the tensor-core variant needs to know besides the shape.
+// What the tensor-core variants need to know besides the shape.
 struct LightningFacts {
     bool aligned;          // every pointer and token stride allows 16-byte reads
     size_t shared_memory;  // bytes a block may have
+    bool hopper = false;   // compute capability 9.0: wgmma and the copy engine
 };
+
+// The Hopper kernels take bf16 heads of 32 to 128 columns, a multiple of 8, without LRPE, activations none or
+// silu.
+bool sm90_lightning_fits(const LightningShape& shape, const LightningFacts& facts);
 
 // The tensor-core scan takes bf16 heads of 32 to 128 columns, a multiple of 8 (with LRPE the keys grow to
 // twice that), any activation on q and k, none or silu on v.

@@ -68,6 +68,15 @@ __device__ inline float fast_sigmoid(float x) {
     return result;
 }
 
+__device__ inline float silu(float x) { return x * fast_sigmoid(x); }
+__device__ inline float silu_derivative(float x) {
+    const float s = fast_sigmoid(x);
+    return s * (1.0f + x * (1.0f - s));
+}
+__device__ inline uint32_t silu(uint32_t packed) {
+    return pack(silu(low_half(packed)), silu(high_half(packed)));
+}
+
 __device__ inline void store_shared(uint32_t address, uint32_t value) {
     asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }

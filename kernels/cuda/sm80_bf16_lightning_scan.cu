@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/element.cuh"
 #include "kernels/cuda/lightning_plan.h"
+#include "kernels/cuda/lightning_segments.cuh"
 #include "kernels/cuda/mma.cuh"
 #include "kernels/cuda/sm80_bf16_lightning_scan.h"
 
@@ -38,15 +39,6 @@ struct ScanLaunch {
     int64_t heads, length, segments, segment_length, state_size;
     const int32_t* cu_seqlens;
 };
-
-__device__ inline float silu(float x) { return x * fast_sigmoid(x); }
-__device__ inline float silu_derivative(float x) {
-    const float s = fast_sigmoid(x);
-    return s * (1.0f + x * (1.0f - s));
-}
-__device__ inline uint32_t silu(uint32_t packed) {
-    return pack(silu(low_half(packed)), silu(high_half(packed)));
-}
 
 // A: inner width of a tile (64, 128 or 256), B: columns of a block (64 or 128).
 template <int A, int B>
@@ -350,26 +342,6 @@ __global__ void __launch_bounds__(kThreads, kResident<A, B>)
         });
 }
 
-// From what each segment adds to the state at each segment's start: a scan per state element.
-__global__ void between_kernel(const __grid_constant__ ScanLaunch launch) {
-    const Scan& scan = launch.scan[blockIdx.z];
-    const int64_t chain = blockIdx.y, element = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-    if (element >= launch.state_size) return;
-    const int64_t a = element / scan.z.width, b = element % scan.z.width;
-    const float decay = static_cast<float>(
-        exp(-static_cast<double>(launch.slopes[chain % launch.heads]) * launch.segment_length));
-    float state = scan.initial
-                      ? scan.initial[chain * launch.state_size + a * scan.state_row + b * scan.state_column]
-                      : 0.0f;
-    float* between = scan.between + chain * launch.segments * launch.state_size + element;
-    for (int64_t segment = 0; segment < launch.segments; ++segment) {
-        float& place = between[segment * launch.state_size];
-        const float added = segment + 1 < launch.segments ? place : 0.0f;
-        place = state;
-        state = decay * state + added;
-    }
-}
-
 template <int A, int B, bool STATES_ONLY>
 void launch_kernel(cudaStream_t stream, const dim3& grid, const ScanLaunch& launch) {
     constexpr int kBytes = Tiles<A, B>::kBytes;
@@ -400,9 +372,20 @@ void launch_scans(const Stream& stream, int64_t sequences, int scans, ScanLaunch
     if (states > 0) {
         for (int i = 0; i < scans; ++i) launch.scan[i].between = between.as<float>() + i * states;
         launch_kernel<A, B, true>(s, grid, launch);
-        const dim3 elements(size(ceil_div(launch.state_size, 256)), size(chains), size(scans));
-        between_kernel<<<elements, 256, 0, s>>>(launch);
-        LEVIN_CUDA_LAUNCHED();
+        for (int i = 0; i < scans; ++i) {
+            const Scan& scan = launch.scan[i];
+            launch_states_between(s, chains,
+                                  {.initial = scan.initial,
+                                   .between = scan.between,
+                                   .slopes = launch.slopes,
+                                   .heads = launch.heads,
+                                   .segments = launch.segments,
+                                   .segment_length = launch.segment_length,
+                                   .rows = scan.x.width,
+                                   .columns = scan.z.width,
+                                   .initial_row = scan.state_row,
+                                   .initial_column = scan.state_column});
+        }
     }
     launch_kernel<A, B, false>(s, grid, launch);
 }

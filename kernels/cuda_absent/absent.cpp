@@ -20,6 +20,7 @@ namespace {
 #include "kernels/kernels.def"
 #undef LEVIN_KERNEL
 
+int64_t lightning_states_to_keep(const Stream&, const LightningForward&) { absent(); }
 GemmTuning gemm_tuning(const Stream&, const Gemm&) { absent(); }
 void* allocate(const Device&, size_t) { absent(); }
 void release(const Device&, void*) noexcept {}

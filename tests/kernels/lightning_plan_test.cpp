@@ -28,6 +28,26 @@ TEST(LightningPlan, TensorCoresTakeWhatTheyCan) {
     EXPECT_FALSE(mma_scan_fits(other, kHopper));
 }
 
+TEST(LightningPlan, HopperTakesWhatItsKernelsKnow) {
+    constexpr LightningFacts kNew{true, 227 << 10, true};
+    EXPECT_TRUE(sm90_lightning_fits(shape(128, 128), kNew));
+    EXPECT_TRUE(sm90_lightning_fits(shape(64, 96), kNew));
+    EXPECT_FALSE(sm90_lightning_fits(shape(128, 128), kAmpere));
+    EXPECT_FALSE(sm90_lightning_fits(shape(128, 128), {false, 227 << 10, true}));
+    EXPECT_FALSE(sm90_lightning_fits(shape(136, 128), kNew));
+    EXPECT_FALSE(sm90_lightning_fits(shape(128, 60), kNew));
+    const float theta = 1;
+    LightningShape other = shape(128, 128);
+    other.theta = &theta;
+    EXPECT_FALSE(sm90_lightning_fits(other, kNew));
+    other = shape(128, 128);
+    other.qk_activation = Activation::relu;
+    EXPECT_FALSE(sm90_lightning_fits(other, kNew));
+    other.qk_activation = Activation::none;
+    other.dtype = DType::f32;
+    EXPECT_FALSE(sm90_lightning_fits(other, kNew));
+}
+
 TEST(LightningPlan, RotaryKeysAreWide) {
     const float theta = 1;
     LightningShape wide = shape(128, 128);

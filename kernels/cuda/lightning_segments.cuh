@@ -1,0 +1,59 @@
+// Two-level scan: from what each segment of a chain adds to the state to the state at each segment's start.
+#pragma once
+
+#include "kernels/cuda/check.h"
+
+namespace levin::kernels::cuda {
+
+struct StatesBetween {
+    const float* initial;  // element (a, b) of a chain's state at a * initial_row + b * initial_column;
+                           // nullptr: zero
+    float* between;        // [chain, segment, rows, columns]: what the segment adds in, its start state out
+    const float* slopes;
+    int64_t heads, segments, segment_length, rows, columns, initial_row, initial_column;
+};
+
+// blockIdx.y: the chain. One thread walks the segments of four neighbouring elements of a row.
+static __global__ void states_between_kernel(const __grid_constant__ StatesBetween args) {
+    const int64_t chain = blockIdx.y, element = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 4;
+    const int64_t size = args.rows * args.columns;
+    if (element >= size) return;
+    const int64_t a = element / args.columns, b = element % args.columns;
+    const float decay =
+        static_cast<float>(exp(-static_cast<double>(args.slopes[chain % args.heads]) * args.segment_length));
+    float state[4] = {};
+    if (args.initial)
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+            state[i] = args.initial[chain * size + a * args.initial_row + (b + i) * args.initial_column];
+    float* place = args.between + chain * args.segments * size + element;
+    constexpr int kAhead = 4;  // loads in flight: the chain of sums is short, the reads are far
+    for (int64_t segment = 0; segment < args.segments; segment += kAhead) {
+        float4 added[kAhead];
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i)
+            if (segment + i + 1 < args.segments)
+                added[i] = *reinterpret_cast<const float4*>(place + (segment + i) * size);
+#pragma unroll
+        for (int i = 0; i < kAhead; ++i) {
+            if (segment + i >= args.segments) break;
+            *reinterpret_cast<float4*>(place + (segment + i) * size) =
+                make_float4(state[0], state[1], state[2], state[3]);
+            if (segment + i + 1 == args.segments) break;
+            const float4& x = added[i];
+            state[0] = decay * state[0] + x.x, state[1] = decay * state[1] + x.y;
+            state[2] = decay * state[2] + x.z, state[3] = decay * state[3] + x.w;
+        }
+    }
+}
+
+inline void launch_states_between(cudaStream_t stream, int64_t chains, const StatesBetween& args) {
+    if (args.columns % 4 != 0)
+        fail_arguments("lightning attention", "columns of a state must be a multiple of 4", args.columns);
+    const dim3 grid(static_cast<unsigned>(ceil_div(args.rows * args.columns, 4 * 128)),
+                    static_cast<unsigned>(chains));
+    states_between_kernel<<<grid, 128, 0, stream>>>(args);
+    LEVIN_CUDA_LAUNCHED();
+}
+
+}  // namespace levin::kernels::cuda
