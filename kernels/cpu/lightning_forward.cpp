@@ -45,9 +45,11 @@ int64_t heads_together(const LightningShape& shape, int64_t chains, int64_t task
         static_cast<int64_t>(size_of(accumulator_of(shape.dtype))) * shape.key_width() * shape.value_dim;
     const int64_t threads = omp_get_max_threads();
     for (int64_t together = std::min<int64_t>(8, shape.heads); together > 1; --together) {
-        const int64_t left = chains * tasks / together;
+        // The tasks of a chain are of unequal size: either each kind alone goes evenly into the threads, or
+        // there are enough of them.
+        const int64_t groups = chains / together;
         if (shape.heads % together == 0 && together * state_bytes <= most_bytes &&
-            (left % threads == 0 || left >= 4 * threads))
+            (groups % threads == 0 || groups * tasks >= 4 * threads))
             return together;
     }
     return 1;
