@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cross_entropy.h"
+#include "kernels/decode.h"
 #include "kernels/elementwise.h"
 #include "kernels/embedding.h"
 #include "kernels/gemm.h"

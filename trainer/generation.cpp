@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <optional>
 
 #include "core/random.h"
+#include "model/decoder.h"
 
 namespace levin {
 
@@ -69,6 +71,18 @@ std::vector<int32_t> generate(const LanguageModel& model, std::span<const int32_
         logits = feed(model, state, prompt.first(length));
         prompt = prompt.subspan(length);
     }
+    // On a GPU, where launching a kernel costs as much as running it for one token.
+    std::optional<Decoder> decoder;
+    if (model.device().is_cuda() && Decoder::supports(model)) {
+        decoder.emplace(model, 1);
+        decoder->set_state(state);
+    }
+    const auto next_logits = [&](int32_t token) {
+        if (!decoder) return feed(model, state, std::span<const int32_t>(&token, 1));
+        decoder->set_tokens(std::span<const int32_t>(&token, 1));
+        decoder->step();
+        return decoder->logits();
+    };
     const Random random(options.seed, "sample");
     std::vector<int32_t> generated;
     while (static_cast<int64_t>(generated.size()) < options.max_tokens) {
@@ -76,8 +90,7 @@ std::vector<int32_t> generate(const LanguageModel& model, std::span<const int32_
         if (std::find(options.stop.begin(), options.stop.end(), token) != options.stop.end()) break;
         generated.push_back(token);
         if (on_token && !on_token(token)) break;
-        if (static_cast<int64_t>(generated.size()) < options.max_tokens)
-            logits = feed(model, state, std::span<const int32_t>(&token, 1));
+        if (static_cast<int64_t>(generated.size()) < options.max_tokens) logits = next_logits(token);
     }
     return generated;
 }

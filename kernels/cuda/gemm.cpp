@@ -10,6 +10,7 @@
 #include "kernels/base/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/gemm_plan.h"
+#include "kernels/device_memory.h"
 
 namespace levin::kernels::cuda {
 
@@ -71,6 +72,17 @@ const GemmPlan& plan_for(cudaStream_t stream, int device, const Gemm& g) {
         if (!sum_plan) sum_plan = make(sum);
     }
     return *plan;
+}
+
+// Products of one stream follow each other, so they share one workspace. Never freed: recorded graphs know
+// its address.
+void* workspace_of(cudaStream_t stream, int device) {
+    static std::mutex mutex;
+    static std::map<std::pair<int, cudaStream_t>, void*> workspaces;
+    const std::lock_guard lock(mutex);
+    void*& workspace = workspaces[{device, stream}];
+    if (!workspace) workspace = cuda::allocate(Device{DeviceType::cuda, device}, kMaxWorkspace);
+    return workspace;
 }
 
 // k == 0: C = beta * C, row by row where C is a view.
@@ -185,8 +197,8 @@ void gemm(const Stream& stream, const Gemm& g) {
     const cudaStream_t s = use(stream);
     if (g.k == 0) return scale_only(stream, g);
     const GemmPlan& plan = plan_for(s, stream.device.index, g);
-    Scratch workspace(s, plan.workspace);
-    plan.run(s, stream.device.index, g, g.c, plan.algorithm, workspace.as<>(), plan.workspace);
+    plan.run(s, stream.device.index, g, g.c, plan.algorithm,
+             plan.workspace > 0 ? workspace_of(s, stream.device.index) : nullptr, plan.workspace);
 }
 
 GemmTuning gemm_tuning(const Stream& stream, const Gemm& g) {

@@ -4,6 +4,7 @@
 #include "kernels/base/error.h"
 #include "kernels/device_memory.h"
 #include "kernels/stream_event.h"
+#include "kernels/stream_graph.h"
 
 namespace levin::kernels::cuda {
 
@@ -29,6 +30,9 @@ Stream default_stream(const Device&) { absent(); }
 void synchronize(const Stream&) { absent(); }
 void push_range(const char*) {}
 void pop_range() {}
+void* record_graph(const Stream&, const std::function<void()>&) { absent(); }
+void launch_graph(const Stream&, void*) { absent(); }
+void destroy_graph(void*) noexcept {}
 void* create_event(const Device&) { absent(); }
 void destroy_event(void*) noexcept {}
 void record_event(const Stream&, void*) { absent(); }

@@ -1,0 +1,46 @@
+// decode_linear in several kernels of a back end: what the CPU does, and a GPU where the fused kernel does
+// not fit. Included by back ends only.
+#pragma once
+
+#include "kernels/backends.h"
+
+namespace levin::kernels {
+
+// `run` has norm(SrmsNormForward), gated_norm(GatedSrmsNormForward), gemm(Gemm) and glu(GluForward).
+template <class Run>
+void decode_linear_in_steps(const DecodeLinear& args, const Run& run) {
+    char* memory = static_cast<char*>(args.workspace);
+    const auto take = [&](int64_t bytes) {
+        char* taken = memory;
+        memory += (bytes + 255) / 256 * 256;
+        return taken;
+    };
+    const auto element = static_cast<int64_t>(size_of(args.dtype));
+    void* rstd = take(args.batch * 8);
+    const void* input = args.x;
+    if (args.input != DecodeLinear::Input::plain) {
+        void* normed = take(args.batch * args.width * element);
+        if (args.input == DecodeLinear::Input::norm)
+            run.norm(SrmsNormForward{args.batch, args.width, args.eps, args.dtype, args.x, args.width,
+                                     args.branch, args.h, normed, rstd});
+        else
+            run.gated_norm(GatedSrmsNormForward{args.batch, args.width, args.eps, args.dtype, args.gate,
+                                                args.x, args.u, args.u_stride, normed, rstd});
+        input = normed;
+    }
+    const int64_t rows = args.glu ? 2 * args.outputs : args.outputs;
+    void* product = args.glu ? take(args.batch * rows * element) : args.y;
+    Gemm gemm;
+    gemm.transpose_b = true;
+    gemm.m = args.batch, gemm.n = rows, gemm.k = args.width;
+    gemm.dtype = gemm.c_dtype = args.dtype;
+    gemm.a = input, gemm.lda = args.width;
+    gemm.b = args.weight, gemm.ldb = args.width;
+    gemm.c = product, gemm.ldc = rows;
+    run.gemm(gemm);
+    if (args.glu)
+        run.glu(GluForward{args.batch, args.outputs, args.dtype, args.activation, product, rows,
+                           static_cast<char*>(product) + args.outputs * element, rows, args.y});
+}
+
+}  // namespace levin::kernels
