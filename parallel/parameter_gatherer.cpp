@@ -1,6 +1,7 @@
 #include "parallel/parameter_gatherer.h"
 
 #include <algorithm>
+#include <exception>
 
 namespace levin {
 
@@ -8,8 +9,15 @@ ParameterGatherer::ParameterGatherer(std::shared_ptr<Communicator> ranks, bool e
     : ranks_(std::move(ranks)), evict_(evict) {}
 
 ParameterGatherer::~ParameterGatherer() {
+    // What was started must end before the ranks do anything else, unless the job is coming down.
+    const bool orderly = std::uncaught_exceptions() == 0;
     for (size_t u = 0; u < units_.size(); ++u) {
         unwatch(u);
+        try {
+            for (const Pending& work : units_[u].works)
+                if (orderly) work->wait();
+        } catch (const Error&) {  // the next call fails too, and may throw
+        }
         units_[u].works.clear();
     }
 }

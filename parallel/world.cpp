@@ -72,6 +72,7 @@ World::World() {
     place_ = {host_name(), host_->rank(), host_->size(), static_cast<int>(cpus.size()),
               threads_for(masks, static_cast<size_t>(host_->rank()), cpu_quota())};
     if (!std::getenv("OMP_NUM_THREADS")) omp_set_num_threads(place_.threads);
+    if (all_->size() > 1) watchdog_ = std::make_unique<Watchdog>(*all_, place_.host);
     living = this;
 }
 
@@ -140,6 +141,7 @@ void World::finish() {
     finished_ = true;
     if (!uses_mpi_) return;
     all_->barrier();  // has a time limit and gives the core away, unlike MPI_Finalize
+    watchdog_.reset();
     host_.reset();
     routed_.reset();
     const std::shared_ptr<Communicator> last = make_self_communicator("world");
@@ -151,8 +153,11 @@ namespace {
 
 int report(const World* world, const char* what, int status) {
     if (world && world->size() > 1) {
-        // Most failures happen on all ranks alike. Rank 0 speaks first, and its end silences the others.
-        if (!world->is_root()) std::this_thread::sleep_for(std::chrono::milliseconds(400));
+        // Most failures happen on all ranks alike. Rank 0 speaks first, and the others then keep silent.
+        for (int i = 0; i < 80 && !world->is_root(); ++i) {
+            if (world->watchdog() && world->watchdog()->job_ends()) return status;
+            std::this_thread::sleep_for(std::chrono::milliseconds(10));
+        }
         std::fprintf(stderr, "levin: rank %d of %d on %s: %s\n", world->rank(), world->size(),
                      world->place().host.c_str(), what);
     } else {
@@ -167,6 +172,9 @@ int guarded(const World* world, const std::function<int()>& stage) {
     try {
         return stage();
     } catch (const Error& error) {
+        // The watchdog knows where the other ranks stand; it ends the job with one message.
+        if (error.fault() == Fault::communication && world && world->watchdog())
+            world->watchdog()->accuse(error.what());
         return report(world, error.what(), error.exit_status());
     } catch (const std::bad_alloc&) {
         return report(world, "[memory] the machine has no memory left", 1);
@@ -192,6 +200,7 @@ int run_ranks(const std::function<int(World&)>& body) {
         });
     if (status != 0 && world->uses_mpi()) {
         std::fflush(nullptr);
+        if (world->watchdog()) world->watchdog()->leave(status);
         world->all().abort(status);
     }
     return status;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "parallel/routed.h"
+#include "parallel/watchdog/watchdog.h"
 
 namespace levin {
 
@@ -54,6 +55,9 @@ public:
     // Everybody's, by rank. Collective.
     std::vector<RankPlace> places() const;
 
+    // Null for a rank alone.
+    Watchdog* watchdog() const { return watchdog_.get(); }
+
     // Waits for all ranks to come here, then ends MPI. No communication afterwards.
     void finish();
 
@@ -63,6 +67,7 @@ private:
     std::shared_ptr<Communicator> all_, host_;
     std::shared_ptr<RoutedCommunicator> routed_;  // all_, where there are several ranks
     std::optional<Device> gpu_;
+    std::unique_ptr<Watchdog> watchdog_;
     RankPlace place_;
     bool uses_mpi_ = false, finished_ = false;
 };

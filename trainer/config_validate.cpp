@@ -8,21 +8,10 @@ namespace {
 
 const char* const where = "config";
 
-void validate_parallel(const ParallelConfig& parallel) {
-    const auto refuse = [](const char* key, int64_t value, int64_t needed, const char* what) {
-        LEVIN_REQUIRE(value == needed, where,
-                      "parallel.{} is {}: {} is not available in this version; set it to {}", key, value,
-                      what, needed);
-    };
-    refuse("pp", parallel.pp, 1, "pipeline parallelism");
-    refuse("zero", parallel.zero, 0, "sharding of optimizer, gradients or weights");
-}
-
 }  // namespace
 
 void validate(const Config& config) {
     config.model.validate();
-    validate_parallel(config.parallel);
     const TrainerConfig& trainer = config.trainer;
     LEVIN_REQUIRE(trainer.micro_batch * trainer.sequence_length < (int64_t{1} << 31), where,
                   "trainer.micro_batch is {} and trainer.sequence_length is {}: a micro-batch of {} tokens; "

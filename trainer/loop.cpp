@@ -17,10 +17,12 @@
 #include "kernels/device_memory.h"
 #include "parallel/agreement.h"
 #include "parallel/data_parallel.h"
+#include "parallel/watchdog/activity.h"
 #include "trainer/evaluation.h"
 #include "trainer/events.h"
 #include "trainer/metrics.h"
 #include "trainer/optimizer.h"
+#include "trainer/passes.h"
 #include "trainer/progress.h"
 #include "trainer/report.h"
 #include "trainer/run_folder.h"
@@ -67,23 +69,18 @@ public:
           loader_(data_, loader_options(config, true)),
           mesh_(std::make_shared<Mesh>(world.communicator(), layout_of(config, world.size()))),
           model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages),
-          // Initialised before the optimizer copies the weights into its masters.
-          optimizer_((model_.initialize(static_cast<uint64_t>(config.trainer.seed)), model_),
-                     adamw_settings(config)) {
+          data_parallel_(start_model(config)),
+          optimizer_(model_, adamw_settings(config), data_parallel_.get()) {
         if (!config.data.validation.empty())
             validation_.emplace(std::make_shared<Dataset>(dataset_specs(config.data.validation)),
                                 loader_options(config, false));
         model_.set_recomputation(recomputation_of(config.trainer.recompute));
-        std::vector<Variable> variables;
-        for (Parameter& parameter : model_.parameters()) variables.push_back(parameter.variable);
-        if (mesh_->replicas()->size() > 1)
-            data_parallel_.emplace(std::move(variables), mesh_->replicas(),
-                                   static_cast<size_t>(config.parallel.bucket_mib) << 20);
     }
 
     TrainingEnd run() {
         const std::string failure = claim();
         if (!failure.empty()) fail(Fault::input, "run", "{}", failure);
+        Watchdog::keep_message_in(config_.run.folder, root_);
         resume();
         if (step_ >= config_.trainer.steps) {
             say(fmt::format("{} is finished: {} of {} steps are done. For more, raise trainer.steps",
@@ -105,6 +102,21 @@ public:
     }
 
 private:
+    // Initialises the model, before the optimizer copies the weights into its masters, and divides the work.
+    std::unique_ptr<DataParallel> start_model(const Config& config) {
+        model_.initialize(static_cast<uint64_t>(config.trainer.seed));
+        if (mesh_->replicas()->size() == 1) return nullptr;
+        std::vector<Variable> variables;
+        DataParallel::Options options{.bucket_bytes = static_cast<size_t>(config.parallel.bucket_mib) << 20,
+                                      .stage = static_cast<int>(config.parallel.zero),
+                                      .units = {}};
+        for (Parameter& parameter : model_.parameters()) {
+            variables.push_back(parameter.variable);
+            options.units.push_back(parameter.spec.layer);
+        }
+        return std::make_unique<DataParallel>(std::move(variables), mesh_->replicas(), options);
+    }
+
     static AdamWSettings adamw_settings(const Config& config) {
         return {.beta1 = config.optimizer.beta1,
                 .beta2 = config.optimizer.beta2,
@@ -136,6 +148,7 @@ private:
 
     void resume() {
         if (!config_.checkpoint.resume) return;
+        const Place place("reading the checkpoint");
         const auto checkpoint =
             open_newest_checkpoint(config_.checkpoint_folder(), [&](const std::string& line) { say(line); });
         // Ranks that saw different checkpoints (a folder that is not shared) must not train together.
@@ -146,13 +159,13 @@ private:
         LEVIN_REQUIRE(same_model(model_config_from_json(state.model_json, checkpoint->path()), config_.model),
                       "run", "{} holds another model than the configuration; choose another run.folder",
                       checkpoint->path());
-        for (size_t i = 0; i < model_.parameters().size(); ++i) {
-            const Parameter& parameter = model_.parameters()[i];
-            read_parts(*checkpoint, kModelGroup, parameter, optimizer_.master(i));
+        for (const OptimizerRange& range : optimizer_.ranges()) {
+            const Parameter& parameter = model_.parameters()[range.parameter];
+            read_parts(*checkpoint, kModelGroup, parameter, range.start, range.master);
             // A converted model has weights only: its moments start at zero.
             if (checkpoint->has_group(kFirstMomentGroup)) {
-                read_parts(*checkpoint, kFirstMomentGroup, parameter, optimizer_.first_moment(i));
-                read_parts(*checkpoint, kSecondMomentGroup, parameter, optimizer_.second_moment(i));
+                read_parts(*checkpoint, kFirstMomentGroup, parameter, range.start, range.m);
+                read_parts(*checkpoint, kSecondMomentGroup, parameter, range.start, range.v);
             }
         }
         optimizer_.masters_changed();
@@ -180,7 +193,7 @@ private:
                         omp_get_max_threads() == 1 ? "" : "s", peak_ / 1e9));
         say(fmt::format("{} tokens in {} documents; {} tokens an update, {} updates", data_->num_tokens(),
                         data_->num_documents(), t.global_batch * t.sequence_length, t.steps));
-        if (root_) progress_.emplace(t.steps, step_, t.log_every);
+        if (root_) progress_.emplace(t.steps, step_, t.log_every, stdout, !World::current().uses_mpi());
     }
 
     // True when it ended because somebody was told to stop.
@@ -213,6 +226,7 @@ private:
                 validation_ && (last || (t.eval_every > 0 && step_ % t.eval_every == 0));
             if (device_.is_cpu() || save_now || evaluate_now) {
                 arrive(*underway);
+                const Place place(fmt::format("step {}, its numbers and evaluation", step_));
                 if (evaluate_now)
                     underway->row.validation_loss =
                         evaluate(model_, *validation_, t.micro_batch,
@@ -271,6 +285,8 @@ private:
 
     Underway update(Prefetcher& prefetcher, int64_t accumulation) {
         const OpScope scope("update");
+        const std::string number = fmt::format("step {}", step_ + 1);
+        Place place(number + ", reading data");
         Underway result;
         result.queued = Clock::now();
         const auto& t = config_.trainer;
@@ -282,21 +298,15 @@ private:
             wait += prefetcher.last_wait_ms();
             counted += batches.back().counted;
         }
+        place.move_to(number + ", forward and backward");
         // The loss is a mean over the tokens of all ranks and micro-batches, never a mean of means.
         const double all = config_.data.packed_documents
                                ? sum_over(*mesh_->replicas(), static_cast<double>(counted))
                                : static_cast<double>(t.global_batch * t.sequence_length);
-        std::vector<Tensor> losses;
-        for (int64_t i = 0; i < accumulation; ++i) {
-            const DeviceBatch& batch = batches[static_cast<size_t>(i)];
-            const auto result =
-                model_.loss(batch.ids, batch.targets, batch.layout,
-                            {.scale = 1 / all, .z_loss = t.z_loss, .chunk_tokens = t.loss_chunk_tokens});
-            if (data_parallel_ && i == accumulation - 1) data_parallel_->reduce_next_backward();
-            backward(result.loss);
-            losses.push_back(result.loss.value());
-        }
-        if (data_parallel_) data_parallel_->finish();
+        std::vector<Tensor> losses = run_passes(
+            model_, batches, {.scale = 1 / all, .z_loss = t.z_loss, .chunk_tokens = t.loss_chunk_tokens},
+            data_parallel_ ? &*data_parallel_ : nullptr);
+        place.move_to(number + ", optimizer");
         const double learning_rate = learning_rate_at(config_.optimizer, config_.schedule, t.steps, step_);
         optimizer_.step(learning_rate);
 
@@ -335,14 +345,15 @@ private:
     // A save that fails (full disk) costs a warning while training goes on; the last one must succeed.
     void save(bool must_succeed) {
         if (saved_step_ == step_) return;
+        const Place place(fmt::format("saving the checkpoint of step {}", step_));
         std::vector<CheckpointTensor> tensors;
-        if (mesh_->replicas()->rank() == 0)
-            for (size_t i = 0; i < model_.parameters().size(); ++i) {
-                const Parameter& parameter = model_.parameters()[i];
+        if (mesh_->replicas()->rank() == 0 || config_.parallel.zero > 0)
+            for (const OptimizerRange& range : optimizer_.ranges()) {
+                const Parameter& parameter = model_.parameters()[range.parameter];
                 if (!parameter.counted) continue;  // another rank has it as well
-                add_parts(tensors, kModelGroup, parameter, optimizer_.master(i));
-                add_parts(tensors, kFirstMomentGroup, parameter, optimizer_.first_moment(i));
-                add_parts(tensors, kSecondMomentGroup, parameter, optimizer_.second_moment(i));
+                add_parts(tensors, kModelGroup, parameter, range.start, range.master);
+                add_parts(tensors, kFirstMomentGroup, parameter, range.start, range.m);
+                add_parts(tensors, kSecondMomentGroup, parameter, range.start, range.v);
             }
         const CheckpointState state{.step = step_,
                                     .tokens = tokens_,
@@ -373,9 +384,9 @@ private:
     Loader loader_;
     std::shared_ptr<const Mesh> mesh_;
     LanguageModel model_;
+    std::unique_ptr<DataParallel> data_parallel_;  // null where one rank holds all data
     Optimizer optimizer_;
     std::optional<Loader> validation_;
-    std::optional<DataParallel> data_parallel_;
     std::optional<MetricsWriter> metrics_;
     std::optional<EventWriter> events_;
     std::optional<Progress> progress_;

@@ -4,59 +4,94 @@
 
 namespace levin {
 
-Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings)
-    : model_(model), settings_(settings), acc_(accumulator_of(model.dtype())) {
-    MemoryScope scope(MemoryCategory::optimizer);
-    for (Parameter& parameter : model.parameters()) {
-        const Tensor& value = parameter.variable.value();
-        State state;
-        state.master = value.dtype() == acc_ ? value : value.to(acc_);
-        state.m = Tensor::zeros(value.shape(), acc_, value.device());
-        state.v = Tensor::zeros(value.shape(), acc_, value.device());
-        states_.push_back(std::move(state));
+namespace {
+
+std::vector<OwnedRange> whole_parameters(const LanguageModel& model) {
+    std::vector<OwnedRange> ranges;
+    for (size_t i = 0; i < model.parameters().size(); ++i) {
+        const Tensor& value = model.parameters()[i].variable.value();
+        ranges.push_back({i, 0, value.count(), value.view({value.count()}), {}});
     }
+    return ranges;
+}
+
+}  // namespace
+
+Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings, DataParallel* ranks)
+    : model_(model), settings_(settings), acc_(accumulator_of(model.dtype())), ranks_(ranks) {
+    MemoryScope scope(MemoryCategory::optimizer);
+    for (OwnedRange& range : ranks ? ranks->owned() : whole_parameters(model)) {
+        const Tensor& value = range.value;
+        ranges_.push_back({range.parameter, range.start, range.count, value, range.gradient,
+                           value.dtype() == acc_ ? value : value.to(acc_),
+                           Tensor::zeros(value.shape(), acc_, value.device()),
+                           Tensor::zeros(value.shape(), acc_, value.device())});
+    }
+    // On CPUs every stage of ZeRO shall give the same bits: the norm too is summed as the other stages do.
+    if (ranks && ranks->stage() == 0 && model.device().is_cpu())
+        for (int r = 0; r < ranks->ranks()->size(); ++r) shares_.push_back(ranks->share_of(r));
     sum_ = Tensor::zeros({1}, DType::f64, model.device());
     norm_ = Tensor::zeros({1}, DType::f64, model.device());
     scale_ = Tensor::zeros({1}, acc_, model.device());
 }
 
-void Optimizer::step(double learning_rate) {
-    auto& parameters = model_.parameters();
-    std::vector<Tensor> gradients;
-    std::vector<const void*> pointers;
-    std::vector<int64_t> counts;
-    std::vector<kernels::AdamWTensor> list;
-    for (size_t i = 0; i < parameters.size(); ++i) {
-        const Tensor& value = parameters[i].variable.value();
-        Tensor gradient = parameters[i].variable.gradient();
-        if (!gradient.defined()) gradient = Tensor::zeros(value.shape(), acc_, value.device());
-        const State& state = states_[i];
-        if (parameters[i].counted) {
-            pointers.push_back(gradient.data());
-            counts.push_back(gradient.count());
+// sum_ = sum of the squares of all gradients of the model.
+void Optimizer::sum_gradients() {
+    const auto sum_over = [this](const auto& ranges, const Tensor& sum) {
+        std::vector<const void*> pointers;
+        std::vector<int64_t> counts;
+        for (const auto& range : ranges) {
+            // A gradient that several ranks of the model hold alike is one rank's to count.
+            if (!model_.parameters()[range.parameter].counted) continue;
+            pointers.push_back(range.gradient.data());
+            counts.push_back(range.count);
         }
-        list.push_back({.count = value.count(),
-                        .master = state.master.data(),
-                        .model = value.dtype() == acc_ ? nullptr : value.data(),
-                        .grad = gradient.data(),
-                        .m = state.m.data(),
-                        .v = state.v.data(),
-                        .weight_decay = parameters[i].spec.weight_decay ? settings_.weight_decay : 0});
-        gradients.push_back(std::move(gradient));
+        kernels::sum_of_squares(sum.stream(), {.tensors = static_cast<int64_t>(pointers.size()),
+                                               .list = pointers.data(),
+                                               .counts = counts.data(),
+                                               .dtype = acc_,
+                                               .out = sum.data<double>()});
+    };
+    if (shares_.empty()) {
+        sum_over(ranges_, sum_);
+        if (ranks_ && ranks_->stage() > 0) ranks_->ranks()->all_reduce(sum_);
+    } else {
+        const Tensor share = Tensor::zeros({1}, DType::f64);
+        for (size_t r = 0; r < shares_.size(); ++r) {
+            sum_over(shares_[r], share);
+            double& sum = *sum_.data<double>();
+            sum = r == 0 ? *share.data<double>() : sum + *share.data<double>();
+        }
     }
-    const Stream stream = sum_.stream();
-    kernels::sum_of_squares(stream, {.tensors = static_cast<int64_t>(pointers.size()),
-                                     .list = pointers.data(),
-                                     .counts = counts.data(),
-                                     .dtype = acc_,
-                                     .out = sum_.data<double>()});
     // The norm is over the whole model, whose parts lie on the ranks of tensor and pipeline parallelism.
     if (const auto& mesh = model_.mesh(); mesh && mesh->model()->size() > 1) mesh->model()->all_reduce(sum_);
+}
+
+void Optimizer::step(double learning_rate) {
+    auto& parameters = model_.parameters();
+    if (!ranks_)
+        for (OptimizerRange& range : ranges_) {
+            Tensor gradient = parameters[range.parameter].variable.gradient();
+            if (!gradient.defined()) gradient = Tensor::zeros({range.count}, acc_, range.value.device());
+            range.gradient = gradient.view({range.count});
+        }
+    sum_gradients();
+    const Stream stream = sum_.stream();
     kernels::clip_scale(stream, {.sum = sum_.data<double>(),
                                  .max_norm = settings_.clip_grad_norm,
                                  .grad_norm = norm_.data<double>(),
                                  .acc = acc_,
                                  .grad_scale = scale_.data()});
+    std::vector<kernels::AdamWTensor> list;
+    for (const OptimizerRange& range : ranges_)
+        list.push_back(
+            {.count = range.count,
+             .master = range.master.data(),
+             .model = range.value.dtype() == acc_ ? nullptr : range.value.data(),
+             .grad = range.gradient.data(),
+             .m = range.m.data(),
+             .v = range.v.data(),
+             .weight_decay = parameters[range.parameter].spec.weight_decay ? settings_.weight_decay : 0});
     ++steps_;
     kernels::adamw(stream, {.tensors = static_cast<int64_t>(list.size()),
                             .list = list.data(),
@@ -68,13 +103,24 @@ void Optimizer::step(double learning_rate) {
                             .step = steps_,
                             .grad_scale_pointer = scale_.data()});
     for (Parameter& parameter : parameters) parameter.variable.clear_gradient();
+    if (ranks_)
+        ranks_->publish();
+    else
+        for (OptimizerRange& range : ranges_) range.gradient = {};
+}
+
+Tensor Optimizer::master(size_t parameter) const {
+    const OptimizerRange& range = ranges_[parameter];
+    const Shape& shape = model_.parameters()[parameter].variable.shape();
+    LEVIN_CHECK(range.parameter == parameter && range.count == element_count(shape), "optimizer",
+                "the master of parameter {} is divided among ranks", parameter);
+    return range.master.view(shape);
 }
 
 void Optimizer::masters_changed() {
-    for (size_t i = 0; i < states_.size(); ++i) {
-        Tensor value = model_.parameters()[i].variable.value();
-        if (value.dtype() != acc_) value.copy_from(states_[i].master);
-    }
+    for (OptimizerRange& range : ranges_)
+        if (range.value.dtype() != acc_) range.value.copy_from(range.master);
+    if (ranks_) ranks_->publish();
 }
 
 }  // namespace levin

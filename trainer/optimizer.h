@@ -1,4 +1,5 @@
-// AdamW over all parameters of a model, with gradient clipping; nothing here waits for the device.
+// AdamW over all parameters of a model, or over the share of them that this rank keeps (ZeRO), with gradient
+// clipping; nothing here waits for the device.
 #pragma once
 
 #include <map>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "model/language_model.h"
+#include "parallel/data_parallel.h"
 
 namespace levin {
 
@@ -14,12 +16,21 @@ struct AdamWSettings {
     double clip_grad_norm = 1.0;  // 0: no clipping
 };
 
-// Keeps, per parameter, the moments m and v and, for a bf16 model, an f32 master weight. Everything is in the
-// accumulator type of the model.
+// A range of a parameter's elements with its state: [count] each, in the accumulator type of the model.
+// `master` is the value itself where the types agree.
+struct OptimizerRange {
+    size_t parameter;
+    int64_t start, count;
+    Tensor value, gradient;  // gradient undefined: that of the parameter
+    Tensor master, m, v;
+};
+
+// Keeps, per range, the moments m and v and, for a bf16 model, an f32 master weight.
 class Optimizer {
 public:
-    // Takes the model's present values as the masters' start.
-    Optimizer(LanguageModel& model, const AdamWSettings& settings);
+    // Takes the model's present values as the masters' start. With `ranks` (whose parameters are the model's,
+    // in order) it keeps what this rank owns there, else all. Collective calls then go over ranks->ranks().
+    Optimizer(LanguageModel& model, const AdamWSettings& settings, DataParallel* ranks = nullptr);
 
     // One update from the gradients of the model's parameters, which are then cleared. A parameter without a
     // gradient counts as having a zero one. Weight decay by the parameter table.
@@ -31,21 +42,22 @@ public:
     int64_t steps_done() const { return steps_; }
     void set_steps_done(int64_t steps) { steps_ = steps; }
 
-    // State by parameter name: views, for checkpoints.
-    Tensor master(size_t parameter) const { return states_[parameter].master; }
-    Tensor first_moment(size_t parameter) const { return states_[parameter].m; }
-    Tensor second_moment(size_t parameter) const { return states_[parameter].v; }
+    // The state this rank keeps, for checkpoints.
+    const std::vector<OptimizerRange>& ranges() const { return ranges_; }
+    // A whole parameter's, in its shape, where nothing is divided among ranks.
+    Tensor master(size_t parameter) const;
     // After the masters were written from outside: makes the model's own copies agree.
     void masters_changed();
 
 private:
-    struct State {
-        Tensor master, m, v;
-    };
+    void sum_gradients();
+
     LanguageModel& model_;
     AdamWSettings settings_;
     DType acc_;
-    std::vector<State> states_;
+    DataParallel* ranks_;
+    std::vector<OptimizerRange> ranges_;
+    std::vector<std::vector<OwnedRange>> shares_;  // of each rank, where the norm is summed share by share
     Tensor sum_, norm_,
         scale_;  // squared norm and norm (f64), clip factor (accumulator type): device scalars
     int64_t steps_ = 0;

@@ -63,12 +63,12 @@ std::string format_progress(const StepMetrics& row, int64_t total_steps, double 
     return line.empty() ? parts[0].substr(0, static_cast<size_t>(std::max(0, width))) : line;
 }
 
-Progress::Progress(int64_t total_steps, int64_t done_steps, int64_t log_every, std::FILE* output)
+Progress::Progress(int64_t total_steps, int64_t done_steps, int64_t log_every, std::FILE* output, bool redraw)
     : total_steps_(total_steps),
       first_step_(done_steps),
       log_every_(std::max<int64_t>(1, log_every)),
       output_(output),
-      terminal_(::isatty(::fileno(output)) == 1),
+      terminal_(redraw && ::isatty(::fileno(output)) == 1),
       last_update_(std::chrono::steady_clock::now()) {}
 
 Progress::~Progress() { finish(); }

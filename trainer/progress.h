@@ -22,8 +22,10 @@ std::string format_progress(const StepMetrics& row, int64_t total_steps, double 
 class Progress {
 public:
     // `done_steps` are behind the run already (resume). Plain lines come every log_every steps and for the
-    // last step.
-    Progress(int64_t total_steps, int64_t done_steps, int64_t log_every, std::FILE* output = stdout);
+    // last step. `redraw` false: plain lines also where the output is a terminal (under mpirun it always
+    // seems to be one).
+    Progress(int64_t total_steps, int64_t done_steps, int64_t log_every, std::FILE* output = stdout,
+             bool redraw = true);
     ~Progress();
     Progress(const Progress&) = delete;
     Progress& operator=(const Progress&) = delete;

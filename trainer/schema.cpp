@@ -263,8 +263,9 @@ void add_rest(std::vector<SchemaKey>& keys) {
     KEY(parallel, virtual_stages, integer, {1, 4096},
         "Stages per pipeline rank: more make the pipeline's idle share smaller and its messages more.");
     KEY(parallel, zero, integer, {0, 3},
-        "Sharding of optimizer (1), gradients (2) and weights (3) over data-parallel ranks. Only 0 in this "
-        "version.");
+        "ZeRO: what data-parallel ranks keep in shares instead of whole. 1: optimizer state; 2: gradients "
+        "too; "
+        "3: parameters too, gathered layer by layer. The results are the same.");
     KEY(parallel, bucket_mib, integer, {1, 4096}, "Gradients are reduced in buckets of this many MiB.");
 
     KEY(log, tensorboard, boolean, "Write TensorBoard event files to `run.folder`.");

@@ -17,6 +17,7 @@ sigset_t stop_signals() {
     sigemptyset(&signals);
     sigaddset(&signals, SIGTERM);
     sigaddset(&signals, SIGINT);
+    sigaddset(&signals, SIGUSR1);
     return signals;
 }
 
@@ -36,7 +37,7 @@ void on_signal(int number) {
 
 void watch_signals() {
     const sigset_t signals = stop_signals();
-    for (const int number : {SIGTERM, SIGINT}) {
+    for (const int number : {SIGTERM, SIGINT, SIGUSR1}) {
         struct sigaction action {
         }, before{};
         action.sa_handler = on_signal;

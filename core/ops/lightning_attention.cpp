@@ -35,7 +35,8 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
                                   .theta = theta.defined() ? theta.data() : nullptr,
                                   .first_position = layout.first_position,
                                   .cu_seqlens = cu_seqlens.defined() ? cu_seqlens.data<int32_t>() : nullptr,
-                                  .documents = cu_seqlens.defined() ? cu_seqlens.count() - 1 : 0};
+                                  .documents = cu_seqlens.defined() ? cu_seqlens.count() - 1 : 0,
+                                  .steepest = options.steepest};
     const DType acc = accumulator_of(qv.dtype());
     const Shape state_shape{shape.sequences(), shape.heads, shape.key_width(), shape.value_dim};
     LEVIN_CHECK(!state.defined() || (state.shape() == state_shape && state.dtype() == acc),
@@ -75,6 +76,9 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
                [shape, qv, kv, vv, theta, state, kept, slopes, cu_seqlens](std::span<const Tensor> gradients,
                                                                            Gradients& inputs) {
                    const bool has_theta = theta.defined(), has_state = state.defined();
+                   // A parameter's memory may have moved since the forward pass (ZeRO).
+                   kernels::LightningShape now = shape;
+                   if (has_theta) now.theta = theta.data();
                    const Tensor d_o = gradients[0].defined()
                                           ? gradients[0].contiguous()
                                           : Tensor::zeros({qv.rows(), vv.dim(-1)}, vv.dtype(), vv.device());
@@ -86,7 +90,7 @@ LightningResult lightning_attention(const Variable& q, const Variable& k, const 
                    Tensor dtheta;
                    if (has_theta) dtheta = Tensor::empty(theta.shape(), theta.dtype(), theta.device());
                    kernels::lightning_backward(
-                       qv.stream(), {.shape = shape,
+                       qv.stream(), {.shape = now,
                                      .q = qv.data(),
                                      .q_stride = qv.row_stride(),
                                      .k = kv.data(),

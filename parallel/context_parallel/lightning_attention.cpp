@@ -23,6 +23,7 @@ struct Attention {
 
     kernels::LightningShape shape_of(const Segment& segment) const {
         kernels::LightningShape s = shape;
+        if (theta.defined()) s.theta = theta.data();  // ZeRO may have moved it since the forward pass
         s.length = segment.length;
         s.first_position += segment.begin;
         s.cu_seqlens = segment.cu_seqlens.defined() ? segment.cu_seqlens.data<int32_t>() : nullptr;
@@ -129,7 +130,8 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
                .v_activation = options.v_activation,
                .slopes = a.slopes.data<float>(),
                .theta = a.theta.defined() ? a.theta.data() : nullptr,
-               .first_position = layout.first_position};
+               .first_position = layout.first_position,
+               .steepest = options.steepest};
     a.state_shape = {layout.batch, a.shape.heads, a.shape.key_width(), a.shape.value_dim};
 
     // First what the others wait for: the state that leaves this chunk, and the segments that need nothing.

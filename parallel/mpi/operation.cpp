@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "parallel/timeout.h"
+#include "parallel/watchdog/activity.h"
 
 namespace levin::mpi {
 
@@ -49,12 +50,30 @@ Operation::Operation(Call call) : call_(std::move(call)) {
     first_tag_ = static_cast<int>(signature * kTags + std::max<int64_t>(call_.number, 0) % (kTags / 2) * 2);
 }
 
+Operation::~Operation() {
+    if (note_) end_operation(note_);
+}
+
+void Operation::note() { note_ = begin_operation(call_.where, call_.number, call_.signature); }
+
+int Operation::rank_in_job(int peer) const {
+    MPI_Group all = MPI_GROUP_NULL, mine = MPI_GROUP_NULL;
+    int rank = peer;
+    if (MPI_Comm_group(MPI_COMM_WORLD, &all) == MPI_SUCCESS &&
+        MPI_Comm_group(call_.comm, &mine) == MPI_SUCCESS)
+        MPI_Group_translate_ranks(mine, 1, &peer, all, &rank);
+    if (mine != MPI_GROUP_NULL) MPI_Group_free(&mine);
+    if (all != MPI_GROUP_NULL) MPI_Group_free(&all);
+    return rank;
+}
+
 size_t piece_bytes() { return largest_piece; }
 void set_piece_bytes(size_t bytes) { largest_piece = bytes; }
 size_t in_flight() { return flying.size(); }
 void drop_all() { flying.clear(); }
 
 Pending launch(std::shared_ptr<Operation> operation) {
+    operation->note();
     operation->begin();
     flying.push_back(operation);
     poll_all();
@@ -99,6 +118,10 @@ void Operation::poll() {
         advance();
         ended_ = requests_.empty();
     }
+    if (ended_ && note_) {
+        end_operation(note_);
+        note_ = 0;
+    }
 }
 
 void Operation::complete(int code) {
@@ -110,7 +133,7 @@ void Operation::complete(int code) {
                 Fault::communication, "mpi",
                 "rank {}: {}: the message {} rank {} failed: {}; the ranks disagree about this call, or that "
                 "rank has ended",
-                world_rank(), call_.text(), message.incoming ? "from" : "to", message.peer,
+                world_rank(), call_.text(), message.incoming ? "from" : "to", rank_in_job(message.peer),
                 error_text(error));
         if (!message.incoming || code != MPI_SUCCESS) continue;
         int bytes = 0;
@@ -119,7 +142,7 @@ void Operation::complete(int code) {
             fail(Fault::communication, "mpi",
                  "rank {}: {}: rank {} sent {} bytes where {} were expected; the ranks disagree about this "
                  "call",
-                 world_rank(), call_.text(), message.peer, bytes, message.bytes);
+                 world_rank(), call_.text(), rank_in_job(message.peer), bytes, message.bytes);
     }
     if (code != MPI_SUCCESS)
         fail(Fault::communication, "mpi", "rank {}: {}: {}", world_rank(), call_.text(), error_text(code));
@@ -182,16 +205,16 @@ void Operation::look_for_strangers() {
         int bytes = 0;
         MPI_Get_count(&status, MPI_BYTE, &bytes);
         fail(Fault::communication, "mpi",
-             "rank {} is in {}, but rank {} of that communicator made another call instead and sent {} "
-             "bytes; the "
-             "ranks disagree, which is a bug or two different programs",
-             world_rank(), call_.text(), peer, bytes);
+             "rank {} is in {}, but rank {} made another call instead and sent {} bytes; the ranks disagree, "
+             "which is a bug or two different programs",
+             world_rank(), call_.text(), rank_in_job(peer), bytes);
     }
 }
 
 void Operation::time_out(double seconds) {
     std::string who;
-    for (const int peer : missing_peers()) who += (who.empty() ? " for rank " : ", ") + std::to_string(peer);
+    for (const int peer : missing_peers())
+        who += (who.empty() ? " for rank " : ", ") + std::to_string(rank_in_job(peer));
     fail(Fault::communication, "mpi",
          "rank {} waited {:.0f} s in {}{}; that rank hangs, died or never made this call (a longer wait: "
          "environment variable LEVIN_COMMUNICATION_TIMEOUT, in seconds)",

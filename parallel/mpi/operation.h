@@ -30,6 +30,7 @@ struct Call {
 class Operation : public Work {
 public:
     explicit Operation(Call call);
+    ~Operation() override;
 
     bool test() override;
     // Throws Error(communication) that names the operation and the ranks it waits for when
@@ -41,6 +42,8 @@ public:
     // One step of the engine.
     void poll();
     bool ended() const { return ended_; }
+    // Notes it for the watchdog as in flight.
+    void note();
 
 protected:
     // All messages of a round have ended: do the arithmetic and post the next round. A round without messages
@@ -62,6 +65,8 @@ private:
     int tag(int round) const { return first_tag_ + round; }
     void complete(int code);
     std::vector<int> missing_peers();
+    // In the job, for messages: of a rank of the operation's communicator.
+    int rank_in_job(int peer) const;
     // Throws when a rank this one waits for has sent something that belongs to another kind of call.
     void look_for_strangers();
     [[noreturn]] void time_out(double seconds);
@@ -69,6 +74,7 @@ private:
 
     Call call_;
     int first_tag_;
+    uint64_t note_ = 0;
     bool ended_ = false;
     std::vector<MPI_Request> requests_;
     std::vector<MPI_Status> statuses_;

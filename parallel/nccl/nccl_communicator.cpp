@@ -1,5 +1,6 @@
 #include "parallel/nccl/nccl_communicator.h"
 
+#include <atomic>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -7,7 +8,9 @@
 #include "kernels/cuda/check.h"
 #include "kernels/device_memory.h"
 #include "parallel/agreement.h"
+#include "parallel/mpi/check.h"
 #include "parallel/nccl/library.h"
+#include "parallel/watchdog/activity.h"
 
 namespace levin::nccl {
 
@@ -40,7 +43,7 @@ ncclRedOp_t op_of(ReduceOp op) { return op == ReduceOp::sum ? ncclSum : ncclMax;
 // Marks the end of a launch: several works when they went out as a group.
 class Event {
 public:
-    explicit Event(int device) {
+    explicit Event(int device) : device_(device) {
         LEVIN_CUDA_CHECK(cudaSetDevice(device));
         LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
     }
@@ -53,7 +56,9 @@ public:
         recorded_ = true;
     }
     bool recorded() const { return recorded_; }
+    // Also from the watchdog's thread, which has no device of its own.
     bool ended() const {
+        LEVIN_CUDA_CHECK(cudaSetDevice(device_));
         const cudaError_t state = cudaEventQuery(event_);
         if (state == cudaErrorNotReady) return false;
         LEVIN_CUDA_CHECK(state);
@@ -62,8 +67,9 @@ public:
     cudaEvent_t get() const { return event_; }
 
 private:
+    int device_;
     cudaEvent_t event_ = nullptr;
-    bool recorded_ = false;
+    std::atomic<bool> recorded_{false};
 };
 
 // The NCCL communicator itself, shared by the works it started.
@@ -71,9 +77,19 @@ struct Link {
     ncclComm_t comm = nullptr;
     cudaStream_t stream = nullptr;
     int device = 0;
-    std::string name;
-    std::mutex mutex;  // stop() comes from another thread
+    std::string name;   // "world.dp"
+    std::string group;  // and the ranks in it: "world.dp [0,2]"
+    std::mutex mutex;   // stop() comes from another thread
     bool stopped = false;
+
+    void stop() noexcept {
+        {
+            const std::lock_guard lock(mutex);
+            if (stopped) return;
+            stopped = true;
+        }
+        library().ncclCommAbort(comm);
+    }
 
     void check() {
         const std::lock_guard lock(mutex);
@@ -121,13 +137,19 @@ private:
 
 class NcclCommunicator : public GpuCommunicator {
 public:
-    NcclCommunicator(ncclComm_t comm, int device, int rank, int size, const std::string& name)
-        : GpuCommunicator(rank, size, name),
+    NcclCommunicator(ncclComm_t comm, int device, Communicator& ranks)
+        : GpuCommunicator(ranks.rank(), ranks.size(), ranks.name()),
           link_(std::make_shared<Link>()),
           errors_at_creation_(std::uncaught_exceptions()) {
         link_->comm = comm;
         link_->device = device;
-        link_->name = name;
+        link_->name = ranks.name();
+        for (const std::string& member : gather_texts(ranks, std::to_string(mpi::world_rank())))
+            link_->group += (link_->group.empty() ? ranks.name() + " [" : ",") + member;
+        link_->group += "]";
+        at_emergency([link = std::weak_ptr(link_)] {
+            if (const auto living = link.lock()) living->stop();
+        });
         LEVIN_CUDA_CHECK(cudaSetDevice(device));
         int least = 0, greatest = 0;
         LEVIN_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
@@ -162,24 +184,16 @@ public:
         fail(Fault::internal, name(), "split into {}: the host's communicator goes first", part);
     }
 
-    std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, const Communicator* part) override {
+    std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, Communicator* part) override {
         link_->check();
         ncclComm_t comm = nullptr;
         LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
         LEVIN_NCCL(ncclCommSplit, link_->comm, part ? color : NCCL_SPLIT_NOCOLOR, key, &comm, nullptr);
         if (!part) return nullptr;
-        return std::make_shared<NcclCommunicator>(comm, link_->device, part->rank(), part->size(),
-                                                  part->name());
+        return std::make_shared<NcclCommunicator>(comm, link_->device, *part);
     }
 
-    void stop() noexcept override {
-        {
-            const std::lock_guard lock(link_->mutex);
-            if (link_->stopped) return;
-            link_->stopped = true;
-        }
-        library().ncclCommAbort(link_->comm);
-    }
+    void stop() noexcept override { link_->stop(); }
 
     [[noreturn]] void abort(int status) noexcept override {
         stop();
@@ -188,37 +202,37 @@ public:
 
 protected:
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
-        return launch({tensor}, [&] {
+        return launch(op == ReduceOp::sum ? "all_reduce" : "all_reduce (max)", {tensor}, [&] {
             LEVIN_NCCL(ncclAllReduce, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
                        op_of(op), link_->comm, link_->stream);
         });
     }
     Pending do_all_gather(const Tensor& part, const Tensor& whole) override {
-        return launch({part, whole}, [&] {
+        return launch("all_gather", {whole, part}, [&] {
             LEVIN_NCCL(ncclAllGather, part.data(), whole.data(), count_of(part), type_of(part.dtype()),
                        link_->comm, link_->stream);
         });
     }
     Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp op) override {
-        return launch({whole, part}, [&] {
+        return launch(op == ReduceOp::sum ? "reduce_scatter" : "reduce_scatter (max)", {whole, part}, [&] {
             LEVIN_NCCL(ncclReduceScatter, whole.data(), part.data(), count_of(part), type_of(part.dtype()),
                        op_of(op), link_->comm, link_->stream);
         });
     }
     Pending do_broadcast(const Tensor& tensor, int root) override {
-        return launch({tensor}, [&] {
+        return launch(fmt::format("broadcast from rank {}", root), {tensor}, [&] {
             LEVIN_NCCL(ncclBroadcast, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
                        root, link_->comm, link_->stream);
         });
     }
     Pending do_send(const Tensor& tensor, int to) override {
-        return launch({tensor}, [&] {
+        return launch(fmt::format("message to rank {}", to), {tensor}, [&] {
             LEVIN_NCCL(ncclSend, tensor.data(), count_of(tensor), type_of(tensor.dtype()), to, link_->comm,
                        link_->stream);
         });
     }
     Pending do_recv(const Tensor& tensor, int from) override {
-        return launch({tensor}, [&] {
+        return launch(fmt::format("message from rank {}", from), {tensor}, [&] {
             LEVIN_NCCL(ncclRecv, tensor.data(), count_of(tensor), type_of(tensor.dtype()), from, link_->comm,
                        link_->stream);
         });
@@ -229,7 +243,7 @@ protected:
 
 private:
     template <class Body>
-    Pending launch(std::vector<Tensor> tensors, const Body& body) {
+    Pending launch(const std::string& call, std::vector<Tensor> tensors, const Body& body) {
         for (const Tensor& tensor : tensors)
             LEVIN_CHECK(tensor.device() == (Device{DeviceType::cuda, link_->device}), name(),
                         "this rank communicates from cuda:{}, the tensor is on {}", link_->device,
@@ -238,6 +252,10 @@ private:
         LEVIN_CUDA_CHECK(cudaEventRecord(ready_, kernels::cuda::use(tensors[0].stream())));
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(link_->stream, ready_));
         const std::shared_ptr<Event> done = group_ ? group_ : std::make_shared<Event>(link_->device);
+        const bool message = call.starts_with("message");
+        begin_operation(message ? link_->group + " messages" : link_->group, message ? -1 : calls_++,
+                        fmt::format("{} of {} {}", call, tensors[0].count(), to_string(tensors[0].dtype())),
+                        [done] { return done->recorded() && done->ended(); });
         body();
         if (!group_) done->record(link_->stream);
         return std::make_shared<NcclWork>(link_, done, std::move(tensors));
@@ -246,6 +264,7 @@ private:
     std::shared_ptr<Link> link_;
     cudaEvent_t ready_ = nullptr;
     std::shared_ptr<Event> group_;  // of the open group
+    int64_t calls_ = 0;
     int errors_at_creation_;
 };
 
@@ -277,7 +296,7 @@ std::shared_ptr<GpuCommunicator> make_communicator(Communicator& ranks, const De
     LEVIN_CUDA_CHECK(cudaSetDevice(device.index));
     ncclComm_t comm = nullptr;
     LEVIN_NCCL(ncclCommInitRank, &comm, ranks.size(), id, ranks.rank());
-    return std::make_shared<NcclCommunicator>(comm, device.index, ranks.rank(), ranks.size(), ranks.name());
+    return std::make_shared<NcclCommunicator>(comm, device.index, ranks);
 }
 
 }  // namespace levin::nccl

@@ -19,7 +19,7 @@ public:
     virtual void close_group() = 0;
     // Collective over this communicator, after the host's split(color, key), which gave `part`; null for
     // null.
-    virtual std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, const Communicator* part) = 0;
+    virtual std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, Communicator* part) = 0;
     // Ends what is in flight without waiting for peers; no call may follow. From any thread.
     virtual void stop() noexcept = 0;
 

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "parallel/agreement.h"
+#include "parallel/watchdog/activity.h"
 #include "parallel/world.h"
 
 using namespace levin;
@@ -20,6 +21,7 @@ int one_rank_fails(World& world, const std::function<int()>& failure) {
 }
 
 int end_as_told(World& world, const std::string& how) {
+    const Place place("the end it was told");
     if (how == "well") {
         const double ranks = sum_over(world.all(), 1);
         if (world.is_root())
@@ -36,9 +38,25 @@ int end_as_told(World& world, const std::string& how) {
     if (how == "exception")
         return one_rank_fails(world, []() -> int { throw std::out_of_range("index 5 of 3"); });
     if (how == "status") return one_rank_fails(world, [] { return 3; });
-    if (how == "killed") return one_rank_fails(world, [] { return std::raise(SIGKILL); });
+    // Long enough that the others are told where it stands.
+    const auto waiting = [](const char* for_what) {
+        const Place place(for_what);
+        std::this_thread::sleep_for(std::chrono::milliseconds(1200));
+    };
+    if (how == "killed" || how == "stopped")
+        return one_rank_fails(world, [&] {
+            waiting("waiting to be killed");
+            return std::raise(how == "killed" ? SIGKILL : SIGSTOP);
+        });
+    if (how == "killed-root") {
+        if (!world.is_root())
+            for (;;) world.all().barrier();
+        waiting("waiting to be killed");
+        return std::raise(SIGKILL);
+    }
     if (how == "hangs")
         return one_rank_fails(world, [] {
+            const Place place("asleep");
             std::this_thread::sleep_for(std::chrono::seconds(60));
             return 0;
         });

@@ -131,15 +131,6 @@ TEST(ConfigErrors, AModelOfImpossibleSize) {
         }
 }
 
-TEST(ConfigErrors, ParallelismThatIsNotThereYet) {
-    for (const std::string key : {"pp"})
-        expect_parts(
-            message("parallel:\n  " + key + ": 2"),
-            {"[a.yaml:2:7]", "parallel." + key + " is 2", "not available in this version", "set it to 1"});
-    expect_parts(message("", {"parallel.zero=1"}),
-                 {"override 'parallel.zero=1'", "not available in this version", "set it to 0"});
-}
-
 TEST(ConfigErrors, Duplicates) {
     expect_parts(message("trainer:\n  steps: 3\n  steps: 4\n"),
                  {"[a.yaml:3:3]", "trainer.steps stands twice", "a.yaml:2:10"});

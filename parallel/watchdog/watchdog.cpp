@@ -1,0 +1,331 @@
+#include "parallel/watchdog/watchdog.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "parallel/agreement.h"
+#include "parallel/timeout.h"
+#include "parallel/watchdog/activity.h"
+#include "parallel/watchdog/channel.h"
+#include "parallel/watchdog/verdict.h"
+
+namespace levin {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr double kBeat = 0.5;  // seconds between two reports
+
+// Kinds of frames. hello: token and place; state: an Activity; end: a rank ends by itself; accuse and
+// verdict: text.
+constexpr char kHello = 'h', kState = 's', kEnd = 'e', kAccuse = 'a', kVerdict = 'v';
+
+double heartbeat_timeout() {
+    const char* text = std::getenv("LEVIN_HEARTBEAT_TIMEOUT");
+    if (!text || !*text) return 10;
+    char* end = nullptr;
+    const double value = std::strtod(text, &end);
+    LEVIN_REQUIRE(*end == '\0' && value > 0, "environment",
+                  "LEVIN_HEARTBEAT_TIMEOUT is \"{}\", must be a number of seconds above 0", text);
+    return value;
+}
+
+std::mutex folder_mutex;
+std::string message_folder;
+
+// Writes the message into the run folder; false when another rank already has.
+bool keep_message(const std::string& text) {
+    std::string folder;
+    {
+        const std::lock_guard lock(folder_mutex);
+        folder = message_folder;
+    }
+    if (folder.empty()) return true;
+    const int file = open((folder + "/failure.txt").c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (file < 0) return errno != EEXIST;
+    const std::string line = text + "\n";
+    const bool written = write(file, line.data(), line.size()) == static_cast<ssize_t>(line.size());
+    close(file);
+    return written || true;  // a full disk keeps the message off the disk, not off the screen
+}
+
+}  // namespace
+
+struct Watchdog::Thread {
+    Thread(Communicator& ranks, std::string host_name)
+        : rank(ranks.rank()),
+          size(ranks.size()),
+          host(std::move(host_name)),
+          reports(static_cast<size_t>(ranks.size())) {
+        limits = {heartbeat_timeout(), communication_timeout()};
+        std::string where;
+        if (rank == 0) {
+            std::random_device device;
+            token = fmt::format("{:08x}{:08x}", device(), device());
+            listener = listen_anywhere(&port);
+            where = fmt::format("{} {} {}", token, port, host);
+            for (const std::string& address : own_addresses()) where += " " + address;
+        }
+        std::istringstream stream(broadcast_text(ranks, where));
+        stream >> token >> port >> judge_host;
+        for (std::string address; stream >> address;) addresses.push_back(address);
+        // Rank 0's own host is reached over its loopback first; from elsewhere that address is another
+        // machine's.
+        if (judge_host == host)
+            std::rotate(addresses.begin(), addresses.end() - 1, addresses.end());
+        else
+            addresses.pop_back();
+        for (int r = 0; r < size; ++r) reports[static_cast<size_t>(r)].rank = r;
+        reports[static_cast<size_t>(rank)].host = host;
+        thread = std::thread([this] { rank == 0 ? judge() : serve(); });
+    }
+
+    ~Thread() {
+        stop = true;
+        thread.join();
+        if (listener >= 0) close(listener);
+    }
+
+    // Ends this process; `says`: this rank prints the message.
+    [[noreturn]] void end_process(const std::string& text, bool says) {
+        std::signal(SIGTERM, SIG_IGN);  // mpirun may already be ending us, and the message comes first
+        if (says && keep_message(text)) {
+            std::fprintf(stderr, "levin: %s\n", text.c_str());
+            std::fflush(stderr);
+        }
+        if (rank == 0) {
+            for (Peer& peer : peers) peer.channel.send(kVerdict, text);
+            std::this_thread::sleep_for(std::chrono::milliseconds(100));
+            for (Peer& peer : peers) peer.channel.flush();
+        }
+        run_emergency_actions();
+        _exit(static_cast<int>(Fault::communication));
+    }
+
+    struct Peer {
+        Channel channel;
+        int rank = -1;  // until it has said who it is
+        Clock::time_point heard = Clock::now();
+    };
+
+    // What comes in on a connection.
+    void take(Peer& peer, const Frame& frame) {
+        peer.heard = Clock::now();
+        if (frame.kind == kHello) {
+            std::istringstream stream(frame.bytes);
+            std::string key, name;
+            int number = -1;
+            stream >> key >> number >> name;
+            if (key != token || number <= 0 || number >= size) return peer.channel.close();
+            peer.rank = number;
+            RankReport& report = reports[static_cast<size_t>(number)];
+            report.host = name;
+            report.connected = true;
+        } else if (peer.rank < 0) {
+            peer.channel.close();
+        } else if (frame.kind == kState) {
+            reports[static_cast<size_t>(peer.rank)].activity = Activity::from_bytes(frame.bytes);
+        } else if (frame.kind == kEnd) {
+            note_end(peer.rank, frame.bytes);
+        } else if (frame.kind == kAccuse) {
+            end_process(accusation_text(current(), peer.rank, frame.bytes), true);
+        }
+    }
+
+    // Somebody ends by itself: with a fault, the whole job does, and that rank says why.
+    void note_end(int who, const std::string& status) {
+        reports[static_cast<size_t>(who)].connected = false;
+        if (status == "0" || job_ends.exchange(true)) return;
+        ending_since = Clock::now();
+        ending_status = std::atoi(status.c_str());
+    }
+
+    std::vector<RankReport> current() {
+        reports[static_cast<size_t>(rank)].activity = current_activity();
+        reports[static_cast<size_t>(rank)].connected = true;
+        return reports;
+    }
+
+    // The end that MPI_Abort brings to every rank; on ranks that it has forgotten, this does.
+    void end_with_the_job() {
+        if (job_ends && since(ending_since) > 10) _exit(ending_status);
+    }
+
+    void judge() {
+        Clock::time_point beat = Clock::now(), round = Clock::now(), first_loss{};
+        while (!stop) {
+            std::vector<pollfd> entries{{listener, POLLIN, 0}};
+            for (const Peer& peer : peers) entries.push_back({peer.channel.socket(), POLLIN, 0});
+            poll(entries.data(), entries.size(), 100);
+            // After a pause of the whole machine nobody else is to blame for the silence.
+            if (since(round) > 2)
+                for (Peer& peer : peers) peer.heard = Clock::now();
+            round = Clock::now();
+            while (auto channel = accept_from(listener))
+                peers.push_back({std::move(*channel), -1, Clock::now()});
+            for (Peer& peer : peers) {
+                for (const Frame& frame : peer.channel.receive()) take(peer, frame);
+                peer.channel.flush();
+                if (peer.rank < 0) continue;
+                RankReport& report = reports[static_cast<size_t>(peer.rank)];
+                report.silent = since(peer.heard);
+                if (!peer.channel.open() && report.connected && !job_ends) report.lost = true;
+            }
+            std::erase_if(peers, [](const Peer& peer) { return !peer.channel.open(); });
+            end_with_the_job();
+            if (job_ends) continue;
+            take_accusation();
+            const std::optional<std::string> text = verdict(current(), limits);
+            if (text && first_loss == Clock::time_point{}) {
+                std::signal(SIGTERM, SIG_IGN);
+                first_loss = Clock::now();  // what goes together is told together
+            }
+            if (text && since(first_loss) > 0.1) end_process(*text, true);
+            if (since(beat) < kBeat) continue;
+            beat = Clock::now();
+            const std::string state = current_activity().to_bytes();
+            for (Peer& peer : peers)
+                if (peer.channel.unsent() < 4096) peer.channel.send(kState, state);
+        }
+        for (Peer& peer : peers) peer.channel.send(kEnd, "0");
+    }
+
+    void serve() {
+        Peer to_judge;
+        for (int tries = 0; !to_judge.channel.open() && !stop; ++tries) {
+            if (auto channel = connect_to(addresses, port, 2)) to_judge.channel = std::move(*channel);
+            if (tries == 5) {
+                std::fprintf(
+                    stderr,
+                    "levin: warning: rank %d on %s cannot reach rank 0 on %s over TCP: a rank that dies will "
+                    "be noticed late\n",
+                    rank, host.c_str(), judge_host.c_str());
+                return;
+            }
+        }
+        to_judge.rank = 0;
+        to_judge.channel.send(kHello, fmt::format("{} {} {}", token, rank, host));
+        RankReport& judge = reports[0];
+        judge.host = judge_host;
+        judge.connected = true;
+        Clock::time_point beat{}, round = Clock::now();
+        bool told_by_judge = false;
+        while (!stop) {
+            pollfd entry{to_judge.channel.socket(), POLLIN, 0};
+            poll(&entry, 1, 100);
+            if (since(round) > 2) to_judge.heard = Clock::now();
+            round = Clock::now();
+            for (const Frame& frame : to_judge.channel.receive()) {
+                if (frame.kind == kVerdict) end_process(frame.bytes, false);
+                told_by_judge = true;
+                take(to_judge, frame);
+            }
+            to_judge.channel.flush();
+            end_with_the_job();
+            if (job_ends || !judge.connected) {
+                if (!to_judge.channel.open()) std::this_thread::sleep_for(std::chrono::milliseconds(100));
+                continue;
+            }
+            judge.lost = !to_judge.channel.open();
+            judge.silent = since(to_judge.heard);
+            if (judge.lost || judge.silent > limits.heartbeat) {
+                std::signal(SIGTERM, SIG_IGN);
+                // The first of the others says so; a file tells the rest that it is said. A judge that ended
+                // before it could tell its reason mostly had one, and takes the job down itself.
+                const int pause = std::min(100 * (rank - 1), 2000) + (told_by_judge ? 0 : 2000);
+                std::this_thread::sleep_for(std::chrono::milliseconds(pause));
+                end_process(*verdict(current(), limits), true);
+            }
+            {
+                const std::lock_guard lock(mutex);
+                if (!accusation.empty()) to_judge.channel.send(kAccuse, accusation);
+                accusation.clear();
+                if (!own_end.empty()) to_judge.channel.send(kEnd, own_end);
+                own_end.clear();
+                told = true;
+            }
+            if (since(beat) < kBeat) continue;
+            beat = Clock::now();
+            if (to_judge.channel.unsent() < 4096)
+                to_judge.channel.send(kState, current_activity().to_bytes());
+        }
+        to_judge.channel.send(kEnd, "0");
+    }
+
+    void take_accusation() {
+        std::string text, end;
+        {
+            const std::lock_guard lock(mutex);
+            text = std::move(accusation);
+            accusation.clear();
+            end = std::move(own_end);
+            own_end.clear();
+            told = true;
+        }
+        if (!text.empty()) end_process(accusation_text(current(), rank, text), true);
+        if (end.empty()) return;
+        for (Peer& peer : peers) peer.channel.send(kEnd, end);
+        note_end(rank, end);
+    }
+
+    // Hands something to the thread and waits until it has gone out.
+    void tell(std::string& slot, const std::string& text) {
+        {
+            const std::lock_guard lock(mutex);
+            slot = text;
+            told = false;
+        }
+        for (int i = 0; i < 100 && !told; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+
+    const int rank, size;
+    const std::string host;
+    Limits limits;
+    std::string token, judge_host;
+    std::vector<std::string> addresses;
+    int port = 0, listener = -1;
+    std::vector<RankReport> reports;
+    std::vector<Peer> peers;  // of rank 0
+    std::atomic<bool> stop{false}, told{false}, job_ends{false};
+    Clock::time_point ending_since{};
+    int ending_status = 1;
+    std::mutex mutex;
+    std::string accusation, own_end;
+    std::thread thread;
+};
+
+Watchdog::Watchdog(Communicator& ranks, const std::string& host)
+    : thread_(std::make_unique<Thread>(ranks, host)) {}
+Watchdog::~Watchdog() = default;
+
+void Watchdog::leave(int status) { thread_->tell(thread_->own_end, std::to_string(status)); }
+
+bool Watchdog::job_ends() const { return thread_->job_ends; }
+
+void Watchdog::accuse(const std::string& text) {
+    thread_->tell(thread_->accusation, text);
+    std::this_thread::sleep_for(std::chrono::seconds(3));
+}
+
+void Watchdog::keep_message_in(const std::string& folder, bool remove_old) {
+    if (remove_old) unlink((folder + "/failure.txt").c_str());
+    const std::lock_guard lock(folder_mutex);
+    message_folder = folder;
+}
+
+}  // namespace levin

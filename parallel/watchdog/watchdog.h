@@ -1,0 +1,42 @@
+// Watches over a job: a thread on every rank that notices when another rank dies, hangs, or makes another
+// call than the rest, and then ends the process with status 4. It talks TCP, not MPI, and waits for nobody.
+//
+// Rank 0 is the judge: every rank tells it twice a second what it does (activity.h). The judge decides, says
+// which rank failed, in which collective and where in the program, and the others end with it. If the judge
+// itself goes, every other rank sees that, and the first one to get there says so.
+//
+// Seconds without a word until a rank counts as lost: LEVIN_HEARTBEAT_TIMEOUT, 10.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "parallel/communicator.h"
+
+namespace levin {
+
+class Watchdog {
+public:
+    // Collective over the ranks of the job, more than one. `host` is for messages.
+    Watchdog(Communicator& ranks, const std::string& host);
+    ~Watchdog();
+    Watchdog(const Watchdog&) = delete;
+    Watchdog& operator=(const Watchdog&) = delete;
+
+    // This rank ends by itself with `status`: the others shall not call it lost. For status 0 every rank must
+    // do so.
+    void leave(int status);
+    // Another rank has said that it ends with a fault, and why.
+    bool job_ends() const;
+    // This rank's communication failed with `text`. The judge adds what it knows and ends the job: returns
+    // only when it has not, after a few seconds.
+    void accuse(const std::string& text);
+    // Where the message is kept as well: <folder>/failure.txt. Removes that of an earlier end.
+    static void keep_message_in(const std::string& folder, bool remove_old);
+
+private:
+    struct Thread;
+    std::unique_ptr<Thread> thread_;
+};
+
+}  // namespace levin
