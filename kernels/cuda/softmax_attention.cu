@@ -2,6 +2,7 @@
 // multiply-adds. Forward and the gradient of q own a tile of queries, the gradients of k and v a tile of
 // keys, so that no two blocks add into one number.
 #include "kernels/backends.h"
+#include "kernels/cuda/cudnn_attention.h"
 #include "kernels/cuda/row.cuh"
 
 namespace levin::kernels::cuda {
@@ -440,6 +441,7 @@ void backward(const Stream& stream, const SoftmaxAttentionBackward& args) {
 void softmax_attention_forward(const Stream& stream, const SoftmaxAttentionForward& args) {
     check(args.shape);
     if (args.shape.batch <= 0 || args.shape.query_length <= 0 || args.shape.heads <= 0) return;
+    if (cudnn_attention_forward(stream, args)) return;
     by_type(args.shape.dtype, "softmax_attention_forward", [&](auto tag) {
         using T = typename decltype(tag)::type;
         args.shape.head_dim <= 128 ? forward<T, 8>(stream, args) : forward<T, 16>(stream, args);
@@ -451,6 +453,7 @@ void softmax_attention_backward(const Stream& stream, const SoftmaxAttentionBack
     if (args.shape.batch <= 0 || args.shape.query_length <= 0 || args.shape.key_length <= 0 ||
         args.shape.heads <= 0)
         return;
+    if (cudnn_attention_backward(stream, args)) return;
     by_type(args.shape.dtype, "softmax_attention_backward", [&](auto tag) {
         using T = typename decltype(tag)::type;
         args.shape.head_dim <= 128 ? backward<T, 8>(stream, args) : backward<T, 16>(stream, args);
