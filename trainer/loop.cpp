@@ -78,6 +78,7 @@ public:
     }
 
     TrainingEnd run() {
+        const Place place("training");
         const std::string failure = claim();
         if (!failure.empty()) fail(Fault::input, "run", "{}", failure);
         Watchdog::keep_message_in(config_.run.folder, root_);
@@ -159,16 +160,18 @@ private:
         LEVIN_REQUIRE(same_model(model_config_from_json(state.model_json, checkpoint->path()), config_.model),
                       "run", "{} holds another model than the configuration; choose another run.folder",
                       checkpoint->path());
-        for (const OptimizerRange& range : optimizer_.ranges()) {
+        for (OptimizerRange& range : optimizer_.ranges()) {
             const Parameter& parameter = model_.parameters()[range.parameter];
-            read_parts(*checkpoint, kModelGroup, parameter, range.start, range.master);
+            const Tensor master = optimizer_.master_of(range);
+            read_parts(*checkpoint, kModelGroup, parameter, range.start, master);
+            optimizer_.set_master(range, master);
             // A converted model has weights only: its moments start at zero.
             if (checkpoint->has_group(kFirstMomentGroup)) {
                 read_parts(*checkpoint, kFirstMomentGroup, parameter, range.start, range.m);
                 read_parts(*checkpoint, kSecondMomentGroup, parameter, range.start, range.v);
             }
         }
-        optimizer_.masters_changed();
+        optimizer_.publish();
         optimizer_.set_steps_done(state.step);
         step_ = saved_step_ = state.step;
         tokens_ = state.tokens;
@@ -351,7 +354,7 @@ private:
             for (const OptimizerRange& range : optimizer_.ranges()) {
                 const Parameter& parameter = model_.parameters()[range.parameter];
                 if (!parameter.counted) continue;  // another rank has it as well
-                add_parts(tensors, kModelGroup, parameter, range.start, range.master);
+                add_parts(tensors, kModelGroup, parameter, range.start, optimizer_.master_of(range));
                 add_parts(tensors, kFirstMomentGroup, parameter, range.start, range.m);
                 add_parts(tensors, kSecondMomentGroup, parameter, range.start, range.v);
             }

@@ -171,7 +171,7 @@ struct Watchdog::Thread {
         while (!stop) {
             std::vector<pollfd> entries{{listener, POLLIN, 0}};
             for (const Peer& peer : peers) entries.push_back({peer.channel.socket(), POLLIN, 0});
-            poll(entries.data(), entries.size(), 100);
+            poll(entries.data(), entries.size(), first_loss == Clock::time_point{} ? 100 : 5);
             // After a pause of the whole machine nobody else is to blame for the silence.
             if (since(round) > 2)
                 for (Peer& peer : peers) peer.heard = Clock::now();
@@ -193,9 +193,10 @@ struct Watchdog::Thread {
             const std::optional<std::string> text = verdict(current(), limits);
             if (text && first_loss == Clock::time_point{}) {
                 std::signal(SIGTERM, SIG_IGN);
-                first_loss = Clock::now();  // what goes together is told together
+                first_loss =
+                    Clock::now();  // what goes together is told together, but mpirun gives little time
             }
-            if (text && since(first_loss) > 0.1) end_process(*text, true);
+            if (text && since(first_loss) > 0.02) end_process(*text, true);
             if (since(beat) < kBeat) continue;
             beat = Clock::now();
             const std::string state = current_activity().to_bytes();
@@ -322,8 +323,9 @@ void Watchdog::accuse(const std::string& text) {
     std::this_thread::sleep_for(std::chrono::seconds(3));
 }
 
-void Watchdog::keep_message_in(const std::string& folder, bool remove_old) {
-    if (remove_old) unlink((folder + "/failure.txt").c_str());
+void Watchdog::keep_message_in(const std::string& folder, bool set_aside_old) {
+    const std::string file = folder + "/failure.txt";
+    if (set_aside_old) std::rename(file.c_str(), (folder + "/failure_before.txt").c_str());
     const std::lock_guard lock(folder_mutex);
     message_folder = folder;
 }

@@ -31,8 +31,9 @@ public:
     // This rank's communication failed with `text`. The judge adds what it knows and ends the job: returns
     // only when it has not, after a few seconds.
     void accuse(const std::string& text);
-    // Where the message is kept as well: <folder>/failure.txt. Removes that of an earlier end.
-    static void keep_message_in(const std::string& folder, bool remove_old);
+    // Where the message is kept as well: <folder>/failure.txt. That of an earlier end becomes
+    // failure_before.txt.
+    static void keep_message_in(const std::string& folder, bool set_aside_old);
 
 private:
     struct Thread;

@@ -1,0 +1,110 @@
+// launch/run: several ranks, several hosts, what happens when one of them is lost.
+#include "tests/launch/program.h"
+
+namespace levin::testing {
+namespace {
+
+// `launch/run OPTIONS levin train ..` in the background as $run, and what follows once its checkpoint of step
+// 10 is there.
+std::string background(const TemporaryFolder& folder, const std::string& options, const std::string& settings,
+                       const std::string& then) {
+    std::string command = train(folder, "run", "checkpoint.every=10 " + settings);
+    command.replace(0, levin().size(), "levin");
+    return "export LEVIN_PROGRAM=" + levin() + "; " + source_folder() + "/launch/run " + options + " " +
+           command + " & run=$!; for i in $(seq 600); do test -d " +
+           (folder / "run/checkpoints/step_00000010") + " && break; sleep 0.1; done; " + then + "; wait $run";
+}
+const char* const kLastRank = "$(pgrep -P $(pgrep -P $run -x mpirun) | tail -1)";
+
+size_t count(const std::string& text, const std::string& part) {
+    size_t found = 0;
+    for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++found;
+    return found;
+}
+
+TEST(Run, ASignalSavesAndEndsWell) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const Outcome outcome = shell(background(folder, "-n 2", "trainer.steps=100000", "kill -TERM $run"));
+    EXPECT_EQ(outcome.status, 0) << outcome.output;
+    EXPECT_TRUE(outcome.says("saved; the same command goes on")) << outcome.output;
+    EXPECT_FALSE(outcome.says("\r")) << "a progress line redrawn where nobody sees it";
+}
+
+TEST(Run, ALostRankIsNamedAndTheRunGoesOn) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const Outcome lost =
+        shell(background(folder, "-n 2", "trainer.steps=100000", std::string("kill -9 ") + kLastRank));
+    EXPECT_EQ(lost.status, 4) << lost.output;
+    EXPECT_EQ(count(lost.output, "ended without a word"), 1u) << lost.output;
+    EXPECT_TRUE(lost.says("rank 1 of 2 on ")) << lost.output;
+    EXPECT_TRUE(lost.says(", call ")) << lost.output;
+    EXPECT_FALSE(lost.says("mpirun noticed")) << lost.output;
+    const std::string kept = read_text(folder / "run/failure.txt");
+    EXPECT_NE(kept.find("rank 1 of 2 on "), std::string::npos) << kept;
+    std::filesystem::remove_all(folder / "run");
+
+    const Outcome again = shell(
+        background(folder, "-n 2 --restarts 1", "trainer.steps=150", std::string("kill -9 ") + kLastRank));
+    EXPECT_EQ(again.status, 0) << again.output;
+    EXPECT_TRUE(again.says("starting again from the newest good checkpoint (1 of 1)")) << again.output;
+    EXPECT_TRUE(again.says("resumed from")) << again.output;
+    EXPECT_EQ(lines(folder / "run/metrics.jsonl").size(), 150u);
+    EXPECT_TRUE(std::filesystem::exists(folder / "run/failure_before.txt"));
+    EXPECT_FALSE(std::filesystem::exists(folder / "run/failure.txt"));
+}
+
+TEST(Run, MistakesAreNotTriedAgain) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const std::string program = "LEVIN_PROGRAM=" + levin() + " " + source_folder() + "/launch/run ";
+    const Outcome wrong = shell(program + "-n 2 --restarts 3 levin train " + source_folder() +
+                                "/configs/tiny.yaml trainer.stepz=3");
+    EXPECT_EQ(wrong.status, 2) << wrong.output;
+    EXPECT_EQ(count(wrong.output, "unknown key trainer.stepz"), 1u) << wrong.output;
+    for (const char* options :
+         {"-n two levin", "-n 0 levin", "-n 2", "--restarts x -n 2 levin", "-n 2 --hostfile none levin"})
+        EXPECT_EQ(shell(program + options).status, 2) << options;
+}
+
+#ifdef LEVIN_TWO_HOSTS
+std::string on_two_hosts(const TemporaryFolder& folder, const std::string& script) {
+    folder.write("script", script);
+    return source_folder() + "/tests/launch/two_hosts 1 bash " + (folder / "script");
+}
+
+TEST(Run, TwoHostsTrainTogetherAndEitherMayBeLost) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    for (const std::string host : {"1", "2"}) {
+        std::filesystem::remove_all(folder / "run");
+        const std::string timed =
+            "date +%s%N >" + (folder / "killed") + "; kill -9 $(ip netns pids $LEVIN_HOST_" + host + ")";
+        const Outcome outcome = shell(on_two_hosts(
+            folder, background(folder, "-n 2 --hostfile $LEVIN_HOSTFILE", "trainer.steps=100000", timed) +
+                        "; status=$?; date +%s%N >" + (folder / "ended") + "; exit $status"));
+        EXPECT_EQ(outcome.status, 4) << outcome.output;
+        const std::string name = "rank " + std::to_string(std::stoi(host) - 1) + " of 2 on host" + host;
+        EXPECT_TRUE(outcome.says(name)) << outcome.output;
+        EXPECT_NE(read_text(folder / "run/failure.txt").find(name), std::string::npos);
+        EXPECT_LT((std::stod(read_text(folder / "ended")) - std::stod(read_text(folder / "killed"))) * 1e-9,
+                  15);
+    }
+    std::filesystem::remove_all(folder / "run");
+    const Outcome again =
+        shell(on_two_hosts(folder, background(folder, "-n 2 --restarts 1 --hostfile $LEVIN_HOSTFILE",
+                                              "trainer.steps=60", "kill -9 $(ip netns pids $LEVIN_HOST_2)")));
+    EXPECT_EQ(again.status, 0) << again.output;
+    EXPECT_TRUE(again.says("resumed from")) << again.output;
+    EXPECT_EQ(lines(folder / "run/metrics.jsonl").size(), 60u);
+    std::filesystem::remove_all(folder / "run");
+    const Outcome saved = shell(on_two_hosts(folder, background(folder, "-n 2 --hostfile $LEVIN_HOSTFILE",
+                                                                "trainer.steps=100000", "kill -TERM $run")));
+    EXPECT_EQ(saved.status, 0) << saved.output;
+    EXPECT_TRUE(saved.says("saved; the same command goes on")) << saved.output;
+}
+#endif
+
+}  // namespace
+}  // namespace levin::testing
