@@ -6,6 +6,7 @@
 // equal, values and gradients.
 #pragma once
 
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -74,7 +75,8 @@ Variable rope(const Variable& x, int64_t heads, double base, const TokenLayout& 
 // --- lightning_attention.cpp
 struct LightningOptions {
     int64_t heads = 0;
-    Tensor slopes = {};  // f32 [heads]
+    Tensor slopes = {};                                       // f32 [heads]
+    float steepest = std::numeric_limits<float>::infinity();  // largest slope, where known: faster kernels
     Activation qk_activation = Activation::none, v_activation = Activation::none;
     Variable theta = {};  // LRPE; undefined: none
     Variable initial_state =

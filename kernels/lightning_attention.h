@@ -5,6 +5,8 @@
 // stored.
 #pragma once
 
+#include <limits>
+
 #include "kernels/kernel.h"
 
 namespace levin::kernels {
@@ -26,6 +28,9 @@ struct LightningShape {
     int64_t first_position = 0;
     const int32_t* cu_seqlens = nullptr;
     int64_t documents = 0;
+    // The largest slope, where the host knows it: some kernels cannot take decays as steep as exp(-1.17) a
+    // token.
+    float steepest = std::numeric_limits<float>::infinity();
     int64_t key_width() const { return theta ? 2 * key_dim : key_dim; }
     int64_t sequences() const { return cu_seqlens ? documents : batch; }
 };

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "model/slopes.h"
@@ -71,9 +72,12 @@ LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Devic
         layer.glu_in_bias = named("glu.in_bias");
         layer.glu_out = named("glu.out");
         layer.glu_out_bias = named("glu.out_bias");
-        if (lightning)
-            layer.slopes = Tensor::from({config.num_heads}, decay_slopes(config, i), device)
+        if (lightning) {
+            const std::vector<float> slopes = decay_slopes(config, i);
+            layer.slopes = Tensor::from({config.num_heads}, slopes, device)
                                .narrow(0, place.tp * layer.heads, layer.heads);
+            layer.steepest = *std::max_element(slopes.begin(), slopes.end());
+        }
         layers_.push_back(std::move(layer));
     }
 }

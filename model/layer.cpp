@@ -58,6 +58,7 @@ Variable Layer::lightning(const ModelConfig& config, const Variable& x, const To
                                                                  : std::vector<int64_t>{d, d, d});
     LightningOptions options{.heads = heads,
                              .slopes = slopes,
+                             .steepest = steepest,
                              .qk_activation = config.qk_activation,
                              .v_activation = config.v_activation(),
                              .theta = theta};

@@ -35,7 +35,8 @@ struct Layer {
     Variable theta;
     Variable out, out_bias;
     Variable glu_in, glu_in_bias, glu_out, glu_out_bias;
-    Tensor slopes;  // lightning layers
+    Tensor slopes;       // lightning layers
+    float steepest = 0;  // the largest of them
     int64_t index = 0;
     int64_t heads = 0, kv_heads = 0, glu_width = 0;  // of this rank
     // Ranks that share the layer's parameters, and its sequences; null: alone.

@@ -8,6 +8,8 @@ namespace {
 
 constexpr int64_t kTile = 64,
                   kShortestSegment = 512;  // below this the start of a block costs more than it brings
+// The Hopper kernels hold lambda^-64 in f32.
+constexpr float kSteepest = 75.0f / kTile;
 
 bool plain_or_silu(Activation activation) {
     return activation == Activation::none || activation == Activation::silu;
@@ -19,8 +21,8 @@ bool width_fits(int64_t width) { return width >= 32 && width <= 128 && width % 8
 
 bool sm90_lightning_fits(const LightningShape& shape, const LightningFacts& facts) {
     return facts.hopper && facts.aligned && shape.dtype == DType::bf16 && !shape.theta &&
-           width_fits(shape.key_dim) && width_fits(shape.value_dim) && plain_or_silu(shape.qk_activation) &&
-           plain_or_silu(shape.v_activation);
+           width_fits(shape.key_dim) && width_fits(shape.value_dim) && shape.steepest <= kSteepest &&
+           plain_or_silu(shape.qk_activation) && plain_or_silu(shape.v_activation);
 }
 
 bool mma_scan_fits(const LightningShape& shape, const LightningFacts& facts) {

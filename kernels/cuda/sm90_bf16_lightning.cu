@@ -97,16 +97,18 @@ struct Chain {
     __device__ int rows(int64_t done) const { return static_cast<int>(min(int64_t{kTile}, to - done)); }
 };
 
-// lambda^n for -64 <= n <= 64, zero below n = 0.
+// Powers of a chain's decay: fall[n] = lambda^n for n >= 0, zero for -64 <= n < 0; rise[n] = lambda^-n, n >=
+// 0.
 struct Powers {
-    float* at;  // at[n]
-    __device__ Powers(float* table, double slope) : at(table + kTile) {
-        if (threadIdx.x < 2 * kTile + 1) {
+    const float *fall, *rise;
+    __device__ Powers(float* table, double slope) : fall(table + kTile), rise(table + 2 * kTile + 1) {
+        if (threadIdx.x < 3 * kTile + 2) {
             const int n = static_cast<int>(threadIdx.x) - kTile;
-            at[n] = n < 0 ? 0.0f : static_cast<float>(exp(-slope * n));
+            table[threadIdx.x] = n < 0        ? 0.0f
+                                 : n <= kTile ? static_cast<float>(exp(-slope * n))
+                                              : static_cast<float>(exp(slope * (n - kTile - 1)));
         }
     }
-    __device__ float operator[](int n) const { return at[n]; }
 };
 
 // Whose turn it is among the stages, and the parity of their barriers.
@@ -168,32 +170,80 @@ __device__ inline void fetch_tile(uint32_t to, const CUtensorMap& map, const Cha
     fetch_box(to + kTileBytes / 2, map, 64, head, token, chain.batch, barrier);
 }
 
-__device__ inline uint4 silu_of(uint4 v) { return {silu(v.x), silu(v.y), silu(v.z), silu(v.w)}; }
-
-// An activator thread's part of a tile: unit t % 16 of rows t / 16 + 8 i.
-__device__ inline int activator_row() { return threadIdx.x % kGroup / kUnits; }
-__device__ inline uint32_t activator_address(uint32_t tile) {
-    return panel_address<kTile>(tile, activator_row(), threadIdx.x % kUnits);
-}
-__device__ inline void activate(uint32_t tile) {
-    const uint32_t address = activator_address(tile);
+// An activator thread's part of a tile: unit t % 16 of rows t / 16 + 8 i. All are read before the first is
+// worked on, so that one warp a scheduler hides its own latencies.
+struct Units {
+    uint4 at[kTile / 8];
+    __device__ static int row(int i) { return threadIdx.x % kGroup / kUnits + 8 * i; }
+    __device__ static uint32_t address(uint32_t tile, int i) {
+        return panel_address<kTile>(tile, row(0), threadIdx.x % kUnits) + i * 1024;
+    }
+    __device__ explicit Units(uint32_t tile) {
 #pragma unroll
-    for (int i = 0; i < kTile / 8; ++i)
-        store_shared_unit(address + i * 1024, silu_of(load_shared_unit(address + i * 1024)));
+        for (int i = 0; i < kTile / 8; ++i) at[i] = load_shared_unit(address(tile, i));
+    }
+    // Writes body(pair of values, i) for every pair; its row is row(i).
+    template <class Body>
+    __device__ void write(uint32_t tile, const Body& body) const {
+#pragma unroll
+        for (int i = 0; i < kTile / 8; ++i) {
+            const uint4& v = at[i];
+            store_shared_unit(address(tile, i), {body(v.x, i), body(v.y, i), body(v.z, i), body(v.w, i)});
+        }
+    }
+};
+
+__device__ inline void activate(uint32_t tile) {
+    Units(tile).write(tile, [](uint32_t raw, int) { return silu(raw); });
 }
 // silu' of the raw values in `tile`.
 __device__ inline uint32_t derivative_of(uint32_t raw) {
     return pack(silu_derivative(low_half(raw)), silu_derivative(high_half(raw)));
 }
-__device__ inline uint4 derivative_of(uint4 v) {
-    return {derivative_of(v.x), derivative_of(v.y), derivative_of(v.z), derivative_of(v.w)};
+__device__ inline void differentiate(uint32_t tile) {
+    Units(tile).write(tile, [](uint32_t raw, int) { return derivative_of(raw); });
 }
-__device__ inline void differentiate(uint32_t tile, uint32_t derivative) {
-    const uint32_t from = activator_address(tile), to = activator_address(derivative);
+// Both from one evaluation.
+__device__ inline void activate_and_differentiate(uint32_t tile, uint32_t derivatives) {
+    const Units units(tile);
+#pragma unroll
+    for (int i = 0; i < kTile / 8; ++i) {
+        uint32_t value[4], derivative[4];
+        const uint32_t raw[4] = {units.at[i].x, units.at[i].y, units.at[i].z, units.at[i].w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            const float x = low_half(raw[j]), y = high_half(raw[j]);
+            const float s = fast_sigmoid(x), t = fast_sigmoid(y), a = x * s, b = y * t;
+            value[j] = pack(a, b);
+            derivative[j] = pack(s + a * (1.0f - s), t + b * (1.0f - t));
+        }
+        store_shared_unit(Units::address(derivatives, i),
+                          {derivative[0], derivative[1], derivative[2], derivative[3]});
+        store_shared_unit(Units::address(tile, i), {value[0], value[1], value[2], value[3]});
+    }
+}
+// The operand that enters the state: activated and weighted for the update in one rounding. After m tokens of
+// an ascending tile row r has weight lambda^(m-1-r); descending, with tokens at the tile's last m rows,
+// lambda^(m-63+r). Zero elsewhere. The squares of tokens take the weighted operand too and are scaled back by
+// rows (mask below).
+template <int STEP>
+__device__ inline void weigh(uint32_t tile, bool with_silu, const Powers& powers, int m) {
+    const Units units(tile);
+    float weight[kTile / 8];
 #pragma unroll
     for (int i = 0; i < kTile / 8; ++i)
-        store_shared_unit(to + i * 1024, derivative_of(load_shared_unit(from + i * 1024)));
+        weight[i] = STEP > 0 ? powers.fall[m - 1 - Units::row(i)]
+                             : powers.fall[1] * powers.fall[m - kTile + Units::row(i)];
+    if (with_silu)
+        units.write(tile, [&](uint32_t raw, int i) {
+            return pack(silu(low_half(raw)) * weight[i], silu(high_half(raw)) * weight[i]);
+        });
+    else
+        units.write(tile, [&](uint32_t raw, int i) {
+            return pack(low_half(raw) * weight[i], high_half(raw) * weight[i]);
+        });
 }
+
 // A consumer thread's place: warpgroup 0 or 1, warp 0..3 in it, lane 4 g + q.
 struct Place {
     int group, warp, lane, g, q;
@@ -247,39 +297,11 @@ struct State {
     }
 };
 
-// The consumer's 64 columns of a tile, turned, its tokens weighted for the update of the state: after m
-// tokens of an ascending tile token r has weight lambda^(m-1-r); descending, with tokens at the tile's last m
-// rows, lambda^(m-63+r). Zero elsewhere.
-struct WeightedColumns {
-    uint32_t part[kTile / 16][4];
-    template <int STEP>
-    __device__ void load(uint32_t tile, const Powers& powers, int m, const Place& place) {
-        const int row = place.lane / 16 * 8 + place.lane % 8,
-                  unit = 8 * place.group + 2 * place.warp + place.lane / 8 % 2;
-        // No branch here: products and their fragments need whole warps.
-        const float once = STEP > 0 ? 1.0f : powers[1];
-        const auto weight = [&](int token) {
-            return once * powers[STEP > 0 ? m - 1 - token : m - kTile + token];
-        };
+// Starts product [64 rows of the state, 128] = A^T B, both [64 tokens, 128], A weighted.
+__device__ inline void multiply_for_state(float (&product)[kWidth / 2], uint32_t a, uint32_t b, int group) {
 #pragma unroll
-        for (int k = 0; k < kTile / 16; ++k) {
-            load_fragments_transposed(part[k], panel_address<kTile>(tile, 16 * k + row, unit));
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int token = 16 * k + 8 * half + 2 * place.q;
-                const float low = weight(token), high = weight(token + 1);
-#pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; ++i)
-                    part[k][i] = pack(low_half(part[k][i]) * low, high_half(part[k][i]) * high);
-            }
-        }
-    }
-};
-// Starts product [64 rows of the state, 128] = A B, B [64 tokens, 128].
-__device__ inline void multiply_for_state(float (&product)[kWidth / 2], const WeightedColumns& a,
-                                          uint32_t b) {
-#pragma unroll
-    for (int k = 0; k < kTile / 16; ++k) multiply<true>(product, a.part[k], turned<kTile>(b, 0, k), k > 0);
+    for (int k = 0; k < kTile / 16; ++k)
+        multiply<true, true>(product, turned<kTile>(a, group, k), turned<kTile>(b, 0, k), k > 0);
     commit_products();
 }
 
@@ -294,23 +316,33 @@ struct LeftRows {
     }
 };
 
-// The square times the decay between its tokens, as the left operand of the next product.
+// The square, made with or for an operand weighted as above, with the decay between its tokens: pairs in the
+// wrong order are zero, row r is scaled by lambda^(r-m+1) ascending, lambda^(63-r-m) descending.
 template <int STEP>
 __device__ inline void mask(const float (&square)[kTile / 2], uint32_t (&masked)[kTile / 4],
-                            const Powers& powers, const Place& place) {
-    const float* decay = &powers.at[STEP * (16 * place.warp + place.g - 2 * place.q)];
+                            const Powers& powers, const Place& place, int m) {
+    const int row = 16 * place.warp + place.g, column = 2 * place.q;
+    float scale[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int r = row + 8 * half;
+        // exponent <= 0 for rows that are tokens; the others' values are not used
+        scale[half] = powers.rise[max(STEP > 0 ? m - 1 - r : m - kTile + 1 + r, 0)];
+    }
 #pragma unroll
     for (int i = 0; i < kTile / 4; ++i) {
-        const float* at = decay + STEP * (8 * (i % 2) - 8 * (i / 2));
-        masked[i] = pack(square[2 * i] * at[0], square[2 * i + 1] * at[-STEP]);
+        const int after =
+            STEP * (row + 8 * (i % 2) - column - 8 * (i / 2));  // how far the row is behind the column
+        const float low = square[2 * i] * scale[i % 2], high = square[2 * i + 1] * scale[i % 2];
+        masked[i] = pack(after >= 0 ? low : 0.0f, after >= STEP ? high : 0.0f);
     }
 }
 // What comes from the state: row r times lambda^(r+1) ascending, lambda^(63-r) descending.
 template <int STEP, int N>
 __device__ inline void scale_rows(float (&out)[N], const Powers& powers, const Place& place) {
     const int row = 16 * place.warp + place.g;
-    const float low = powers[STEP > 0 ? row + 1 : kTile - 1 - row],
-                high = powers[STEP > 0 ? row + 9 : kTile - 9 - row];
+    const float low = powers.fall[STEP > 0 ? row + 1 : kTile - 1 - row],
+                high = powers.fall[STEP > 0 ? row + 9 : kTile - 9 - row];
 #pragma unroll
     for (int i = 0; i < N; ++i) out[i] *= i % 4 < 2 ? low : high;
 }
@@ -378,8 +410,9 @@ __device__ inline void finish_rows(const Place& place) {
 // Shared memory of a kernel: barriers and powers, then stages of TILES tiles, STATES copies of the state.
 template <int STAGES, int TILES, int STATES>
 struct Memory {
-    static constexpr int kStages = STAGES, kPowers = 256, kTiles = 1024, kStage = TILES * kTileBytes,
+    static constexpr int kStages = STAGES, kPowers = 160, kTiles = 1024, kStage = TILES * kTileBytes,
                          kStates = kTiles + STAGES * kStage, kBytes = kStates + STATES * kStateBytes;
+    static_assert(24 * STAGES <= kPowers && kPowers + 4 * (3 * kTile + 2) <= kTiles);
     static_assert(kBytes + 1024 <= 227 * 1024);
 };
 template <bool DQ>
@@ -447,7 +480,6 @@ __device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanMemory<D
         const uint32_t y = DQ ? v_tile : k_tile, z = DQ ? k_tile : v_tile, old = states + copy * kStateBytes;
         uint32_t masked[kTile / 4];
         float out[kTile / 2], product[kWidth / 2];
-        WeightedColumns weighted;
         block.pipeline.wait_full(turn);
         {
             const LeftRows left(x, place);
@@ -465,22 +497,21 @@ __device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanMemory<D
                     k > 0);
             commit_products();
             wait_products<1>(square);
-            mask<1>(square, masked, powers, place);
+            mask<1>(square, masked, powers, place, block.chain.rows(done));
         }
         wait_products<0>(out);
         scale_rows<1>(out, powers, place);
         begin_products();
         multiply_masked(out, masked, z, place.group);
-        weighted.template load<1>(k_tile, powers, block.chain.rows(done), place);
         // Both warps that read these rows of q are done with them.
         if (!DQ) synchronize(2 + place.warp, 64);
         wait_products<0>(out);
         begin_products();
-        multiply_for_state(product, weighted, v_tile);
+        multiply_for_state(product, k_tile, v_tile, place.group);
         write_rows<1>(out, DQ ? v_tile + kTileBytes : x, DQ && scan.source_silu, scan.out, block.chain, done,
                       place.group, place);
         wait_products<0>(product);
-        state.add(powers[block.chain.rows(done)], product);
+        state.add(powers.fall[block.chain.rows(done)], product);
         copy ^= 1;
         state.copy(place, states + copy * kStateBytes);
         finish_rows(place);
@@ -502,14 +533,14 @@ __global__ void __launch_bounds__(kThreads, 1) scan_kernel(const __grid_constant
             block.template load<1>(scan.x, scan.k, scan.v);
     } else if (role() == Role::activate) {
         give_registers<72>();
-        block.each_tile([&](const auto& turn, int64_t) {
+        block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t x = block.stage(turn), k = x + kTileBytes, v = k + kTileBytes,
                            source = v + kTileBytes;
             block.pipeline.wait_loaded(turn);
             if (scan.x_silu) activate(x);
-            if (scan.k_silu) activate(k);
+            weigh<1>(k, scan.k_silu, block.powers, block.chain.rows(done));
             if (scan.v_silu) activate(v);
-            if (DQ && scan.source_silu) differentiate(source, source);
+            if (DQ && scan.source_silu) differentiate(source);
             block.pipeline.publish(turn);
         });
     } else {
@@ -570,14 +601,12 @@ __device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyVa
                                      DK ? straight<kWidth>(old, 0, k) : turned<kWidth>(old, 0, k), k > 0);
             commit_products();
             wait_products<1>(square);
-            mask<-1>(square, masked, powers, place);
+            mask<-1>(square, masked, powers, place, block.chain.rows(done));
         }
         wait_products<0>(out);
         scale_rows<-1>(out, powers, place);
         begin_products();
         multiply_masked(out, masked, DK ? q : d_o, 0);
-        WeightedColumns weighted;
-        weighted.template load<-1>(q, powers, block.chain.rows(done), place);
         wait_products<0>(out);
         if (!DK) synchronize(2, kGroup);  // all are done with k
         if (!DK && args.raw_v) multiply_by_v_derivative(out, args, block.chain, done, place);
@@ -585,9 +614,9 @@ __device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyVa
                        block.chain, done, 0, place);
         float product[kWidth / 2];
         begin_products();
-        multiply_for_state(product, weighted, d_o);
+        multiply_for_state(product, q, d_o, place.group);
         wait_products<0>(product);
-        state.add(powers[block.chain.rows(done)], product);
+        state.add(powers.fall[block.chain.rows(done)], product);
         copy ^= 1;
         state.copy(place, states + copy * kStateBytes);
         finish_rows(place);
@@ -606,15 +635,12 @@ __global__ void __launch_bounds__(kThreads, 1) key_value_kernel(const __grid_con
         block.load<-1>(args.q, args.k, args.v, args.d_o);
     } else if (role() == Role::activate) {
         give_registers<72>();
-        block.each_tile([&](const auto& turn, int64_t) {
+        block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t q = block.stage(turn), k = q + kTileBytes, v = k + kTileBytes,
                            derivatives = v + 2 * kTileBytes;
             block.pipeline.wait_loaded(turn);
-            if (args.qk_silu) {
-                activate(q);
-                differentiate(k, derivatives);
-                activate(k);
-            }
+            weigh<-1>(q, args.qk_silu, block.powers, block.chain.rows(done));
+            if (args.qk_silu) activate_and_differentiate(k, derivatives);
             if (args.raw_v) activate(v);
             block.pipeline.publish(turn);
         });
@@ -649,10 +675,10 @@ __global__ void __launch_bounds__(kThreads, 1) state_kernel(const __grid_constan
         block.load<STEP>(args.a, args.b);
     } else if (role() == Role::activate) {
         give_registers<72>();
-        block.each_tile([&](const auto& turn, int64_t) {
+        block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t a = block.stage(turn);
             block.pipeline.wait_loaded(turn);
-            if (args.a_silu) activate(a);
+            weigh<STEP>(a, args.a_silu, block.powers, block.chain.rows(done));
             if (args.b_silu) activate(a + kTileBytes);
             block.pipeline.publish(turn);
         });
@@ -665,14 +691,12 @@ __global__ void __launch_bounds__(kThreads, 1) state_kernel(const __grid_constan
         block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t a = block.stage(turn);
             float product[kWidth / 2];
-            WeightedColumns weighted;
             block.pipeline.wait_full(turn);
-            weighted.template load<STEP>(a, block.powers, block.chain.rows(done), place);
             begin_products();
-            multiply_for_state(product, weighted, a + kTileBytes);
+            multiply_for_state(product, a, a + kTileBytes, place.group);
             wait_products<0>(product);
             block.pipeline.release(turn);
-            state.add(block.powers[block.chain.rows(done)], product);
+            state.add(block.powers.fall[block.chain.rows(done)], product);
         });
         float* to = args.work.between + int64_t{blockIdx.x} * args.work.key_dim * args.work.value_dim;
         state.each(place, args.work, [&](float& v, int at) { to[at] = v; });

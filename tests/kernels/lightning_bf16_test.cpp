@@ -30,7 +30,8 @@ LightningInputs random_inputs(const Lightning& p, bool with_states) {
     return in;
 }
 
-LightningOutputs run(const Lightning& p, const LightningInputs& in) {
+// keep: forward leaves backward what it asks for.
+LightningOutputs run(const Lightning& p, const LightningInputs& in, bool keep = true) {
     const int64_t key_columns = p.heads * p.key_dim, value_columns = p.heads * p.value_dim;
     const int64_t stride = 2 * key_columns + value_columns;
     const auto spread = [&](const Values& part, int64_t column, int64_t width, Values& all) {
@@ -57,16 +58,37 @@ LightningOutputs run(const Lightning& p, const LightningInputs& in) {
                  dtheta = Buffer::poisoned(DType::f32, p.theta.size());
     LightningShape shape{p.batch, p.length,        p.heads,        p.key_dim,         p.value_dim,
                          kType,   p.qk_activation, p.v_activation, slopes.as<float>()};
+    shape.steepest = static_cast<float>(*std::max_element(p.slopes.begin(), p.slopes.end()));
     if (!p.theta.empty()) shape.theta = theta.data(), shape.first_position = p.first_position;
     if (!p.borders.empty()) shape.cu_seqlens = borders.as<int32_t>(), shape.documents = p.sequences();
     const auto or_null = [](const Buffer& b) { return b.count() ? b.data() : nullptr; };
     const void *q = qkv.data(), *k = qkv.at(key_columns), *v = qkv.at(2 * key_columns);
-    lightning_forward(stream(),
-                      {shape, q, stride, k, stride, v, stride, o.data(), or_null(initial), final.data()});
-    lightning_backward(
-        stream(), {shape, q, stride, k, stride, v, stride, d_o.data(), or_null(initial), or_null(d_final),
-                   d_qkv.data(), stride, d_qkv.at(key_columns), stride, d_qkv.at(2 * key_columns), stride,
-                   p.theta.empty() ? nullptr : dtheta.data(), 0, d_initial.data()});
+    LightningForward forward{shape,  q,        stride,           k,           stride, v,
+                             stride, o.data(), or_null(initial), final.data()};
+    const int64_t kept_count = keep ? lightning_states_to_keep(stream(), forward) : 0;
+    const Buffer kept = Buffer::poisoned(DType::f32, kept_count);
+    if (kept_count > 0) forward.kept_states = kept.as<float>();
+    lightning_forward(stream(), forward);
+    lightning_backward(stream(), {shape,
+                                  q,
+                                  stride,
+                                  k,
+                                  stride,
+                                  v,
+                                  stride,
+                                  d_o.data(),
+                                  or_null(initial),
+                                  or_null(d_final),
+                                  d_qkv.data(),
+                                  stride,
+                                  d_qkv.at(key_columns),
+                                  stride,
+                                  d_qkv.at(2 * key_columns),
+                                  stride,
+                                  p.theta.empty() ? nullptr : dtheta.data(),
+                                  0,
+                                  d_initial.data(),
+                                  forward.kept_states});
     LightningOutputs out;
     out.o = o.read(), out.final_state = final.read(), out.d_initial_state = d_initial.read();
     if (!p.theta.empty()) out.dtheta = dtheta.read();
@@ -82,7 +104,10 @@ void check(const Lightning& p, bool with_states) {
                  std::to_string(p.key_dim) + " " + std::to_string(p.value_dim) + " states " +
                  std::to_string(with_states));
     const LightningInputs in = random_inputs(p, with_states);
-    const LightningOutputs got = run(p, in), expected = lightning_reference(p, in);
+    const LightningOutputs got = run(p, in), again = run(p, in, false), expected = lightning_reference(p, in);
+    EXPECT_EQ(got.dq, again.dq);
+    EXPECT_EQ(got.dk, again.dk);
+    EXPECT_EQ(got.dv, again.dv);
     EXPECT_LT(relative_error(got.o, expected.o), kBound);
     EXPECT_LT(relative_error(got.final_state, expected.final_state), kBound);
     EXPECT_LT(relative_error(got.dq, expected.dq), kBound);

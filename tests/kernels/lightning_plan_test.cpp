@@ -9,7 +9,9 @@ namespace {
 constexpr LightningFacts kHopper{true, 227 << 10}, kAmpere{true, 163 << 10}, kSmall{true, 99 << 10};
 
 LightningShape shape(int64_t key_dim, int64_t value_dim) {
-    return LightningShape{1, 4096, 8, key_dim, value_dim, DType::bf16, Activation::silu, Activation::none};
+    LightningShape shape{1, 4096, 8, key_dim, value_dim, DType::bf16, Activation::silu, Activation::none};
+    shape.steepest = 0.5f;
+    return shape;
 }
 
 TEST(LightningPlan, TensorCoresTakeWhatTheyCan) {
@@ -45,6 +47,13 @@ TEST(LightningPlan, HopperTakesWhatItsKernelsKnow) {
     EXPECT_FALSE(sm90_lightning_fits(other, kNew));
     other.qk_activation = Activation::none;
     other.dtype = DType::f32;
+    EXPECT_FALSE(sm90_lightning_fits(other, kNew));
+    other = shape(128, 128);
+    other.steepest = 1.0f;
+    EXPECT_TRUE(sm90_lightning_fits(other, kNew));
+    other.steepest = 1.2f;
+    EXPECT_FALSE(sm90_lightning_fits(other, kNew));
+    other.steepest = LightningShape{}.steepest;  // not known
     EXPECT_FALSE(sm90_lightning_fits(other, kNew));
 }
 

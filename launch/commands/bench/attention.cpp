@@ -34,7 +34,8 @@ void run(const Options& options) {
     config.num_heads = options.heads;
     config.num_layers = 24;
     const int64_t layer = options.layer < 0 ? config.num_layers / 2 : options.layer;
-    const Tensor slopes = Tensor::from({options.heads}, decay_slopes(config, layer), device);
+    const std::vector<float> decays = decay_slopes(config, layer);
+    const Tensor slopes = Tensor::from({options.heads}, decays, device);
     Table table({"batch", "length", "heads", "head_dim", "forward_ms", "forward_ns_per_token",
                  "forward_gflops", "both_ms", "both_ns_per_token", "both_gflops"});
     const auto batch_of = [&](int64_t length) { return std::max<int64_t>(1, options.tokens / length); };
@@ -56,7 +57,8 @@ void run(const Options& options) {
                                             .value_dim = options.head_dim,
                                             .dtype = dtype,
                                             .qk_activation = Activation::silu,
-                                            .slopes = slopes.data<float>()};
+                                            .slopes = slopes.data<float>(),
+                                            .steepest = *std::max_element(decays.begin(), decays.end())};
         const auto forward = [&] {
             kernels::lightning_forward(slopes.stream(), {.shape = shape,
                                                          .q = in[0].data(),
