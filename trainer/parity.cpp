@@ -117,7 +117,7 @@ private:
             const Tensor part = own(i);  // may be collective: before anybody looks at `counted`
             if (parameter.counted) put_shard(part, parameter.shard, value);
         }
-        mesh_->model()->all_reduce(value);
+        if (mesh_->model()->size() > 1) mesh_->model()->all_reduce(value);
         return value;
     }
 

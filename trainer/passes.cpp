@@ -3,6 +3,7 @@
 #include <map>
 #include <optional>
 
+#include "parallel/context_parallel/ops.h"
 #include "parallel/pipeline/schedule.h"
 
 namespace levin {
@@ -128,6 +129,23 @@ void join_tied_embedding(const LanguageModel& model) {
         if (parameter.spec.name == "embedding") ends->all_reduce(parameter.variable.gradient());
 }
 
+Variable forward_through_stages(const LanguageModel& model, const DeviceBatch& batch) {
+    Communicator& ranks = *model.mesh()->pp();
+    Variable stream;
+    for (int64_t stage = ranks.rank(); stage < model.num_stages(); stage += ranks.size()) {
+        if (stage > 0) {
+            const Tensor input = Tensor::empty({batch.layout.tokens(), model.config().hidden_size},
+                                               model.dtype(), model.device());
+            ranks.recv(input, static_cast<int>((stage - 1) % ranks.size()));
+            stream = Variable(input);
+        }
+        stream = model.run_stage(stage, stream, batch.ids, batch.layout);
+        if (stage == model.num_stages() - 1) return stream;
+        ranks.send(stream.value(), static_cast<int>((stage + 1) % ranks.size()));
+    }
+    return {};
+}
+
 }  // namespace
 
 std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
@@ -147,26 +165,16 @@ std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<Dev
         }
     }
     if (data_parallel) data_parallel->finish();
+    context_parallel::finish_exchanges();
     return losses;
 }
 
 Variable run_forward(const LanguageModel& model, const DeviceBatch& batch) {
-    if (model.num_stages() == 1) return model.hidden(batch.ids, batch.layout);
     NoGradient off;
-    Communicator& ranks = *model.mesh()->pp();
-    Variable stream;
-    for (int64_t stage = ranks.rank(); stage < model.num_stages(); stage += ranks.size()) {
-        if (stage > 0) {
-            const Tensor input = Tensor::empty({batch.layout.tokens(), model.config().hidden_size},
-                                               model.dtype(), model.device());
-            ranks.recv(input, static_cast<int>((stage - 1) % ranks.size()));
-            stream = Variable(input);
-        }
-        stream = model.run_stage(stage, stream, batch.ids, batch.layout);
-        if (stage == model.num_stages() - 1) return stream;
-        ranks.send(stream.value(), static_cast<int>((stage + 1) % ranks.size()));
-    }
-    return {};
+    const Variable hidden = model.num_stages() == 1 ? model.hidden(batch.ids, batch.layout)
+                                                    : forward_through_stages(model, batch);
+    context_parallel::finish_exchanges();
+    return hidden;
 }
 
 }  // namespace levin

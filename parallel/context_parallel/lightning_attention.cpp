@@ -79,7 +79,8 @@ struct Attention {
                                      .d_initial_state = d_initial.defined() ? d_initial.data() : nullptr});
     }
 
-    // Everybody's `part`; sums those `from` .. `to` with the decay of the tokens between.
+    // Starts to send `part` to everybody and to get everybody's. Sums those `from` .. `to` with the decay of
+    // the tokens between.
     Pending start_gather(const Tensor& part, Tensor& all) const {
         Shape shape = state_shape;
         shape[0] *= ranks->size();
@@ -101,7 +102,20 @@ struct Attention {
     }
 };
 
+// Exchanges that this rank does not wait for; what they hold stays alive.
+thread_local std::vector<Pending> left;
+
+void leave(Pending exchange) {
+    std::erase_if(left, [](const Pending& earlier) { return earlier->test(); });
+    left.push_back(std::move(exchange));
+}
+
 }  // namespace
+
+void finish_exchanges() {
+    for (const Pending& exchange : left) exchange->wait();
+    left.clear();
+}
 
 Variable lightning_attention(const Variable& q, const Variable& k, const Variable& v,
                              const ops::LightningOptions& options, const ops::TokenLayout& layout,
@@ -143,9 +157,11 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
     const Pending gather = a.start_gather(own, all);
     for (const Segment& segment : chunks.segments)
         if (!segment.enters && !segment.leaves) a.forward(segment, o, {}, {});
-    gather->wait();
     Tensor initial;
-    if (chunks.segments.front().enters) {
+    if (!chunks.segments.front().enters) {
+        leave(gather);
+    } else {
+        gather->wait();
         std::vector<int64_t> distance(static_cast<size_t>(chunks.ranks()), -1);
         for (int64_t r = 0; r < chunks.rank; ++r)
             distance[static_cast<size_t>(r)] = chunks.distance(r, chunks.rank);
@@ -180,8 +196,10 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
                 a.backward(segment, d_o, {}, {}, out, beta, {});
                 beta = 1;
             }
-            gather->wait();
-            if (back.leaves) {
+            if (!back.leaves) {
+                leave(gather);
+            } else {
+                gather->wait();
                 std::vector<int64_t> distance(static_cast<size_t>(chunks.ranks()), -1);
                 for (int64_t r = chunks.rank + 1; r < chunks.ranks(); ++r)
                     distance[static_cast<size_t>(r)] = chunks.distance(chunks.rank, r);

@@ -19,6 +19,11 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
                              const ops::LightningOptions& options, const ops::TokenLayout& layout,
                              const Ranks& ranks);
 
+// A rank at the end of the row takes part in exchanges whose result it does not need, and goes on without
+// waiting for them: the first rank forward, the last one backward. This waits for those that are left; call
+// it when the passes of an update are done, before anything else is made of the ranks.
+void finish_exchanges();
+
 // As ops::softmax_attention: keys and values of the chunks before are gathered, their gradients scattered
 // back.
 Variable softmax_attention(const Variable& q, const Variable& k, const Variable& v, int64_t heads,

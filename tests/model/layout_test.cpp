@@ -7,7 +7,7 @@
 #include "core/random.h"
 #include "model/language_model.h"
 #include "parallel/agreement.h"
-#include "parallel/context_parallel/chunks.h"
+#include "parallel/context_parallel/ops.h"
 #include "parallel/world.h"
 #include "tests/model/variants.h"
 
@@ -82,6 +82,7 @@ void compare(const std::string& name, const ModelConfig& config, const Data& dat
     const auto loss =
         model.loss(tensor(chunk_of(data.ids, own)), tensor(chunk_of(data.targets, own)), own, options);
     backward(loss.loss);
+    context_parallel::finish_exchanges();
     EXPECT_NEAR(sum_over(*mesh->cp(), loss.loss.value().item()), expected.loss,
                 1e-11 * std::abs(expected.loss));
     for (Parameter& parameter : model.parameters()) {
