@@ -6,7 +6,8 @@
 namespace levin::kernels {
 
 // One parameter: `master` is acc and holds the truth; `model` (may be nullptr) is its bf16 copy, rewritten
-// after the update. grad, m, v are acc.
+// after the update. grad, m, v are acc. With `remainder` the truth is split between model and remainder
+// (SplitMaster), acc is f32 and master is nullptr.
 struct AdamWTensor {
     int64_t count;
     void* master;
@@ -15,7 +16,37 @@ struct AdamWTensor {
     void* m;
     void* v;
     double weight_decay;
+    uint16_t* remainder = nullptr;
 };
+
+// An f32 master in 4 bytes with its bf16 copy (instead of 6): `model` is the master rounded to the nearest
+// bf16, ties away from zero, and `remainder` its lower 16 bits; a remainder of 0x8000 or more tells that the
+// upper ones were rounded up. Exact for every number; every NaN comes back as one. (Ties to even would not
+// do: an even bf16 would stand for 65537 masters.)
+struct SplitMaster {
+    int64_t count;
+    float* master;
+    void* model;
+    uint16_t* remainder;
+    bool join;  // false: model and remainder from master; true: master from them
+};
+void split_master(const Stream& stream, const SplitMaster& args);
+
+// The two directions on bits.
+#ifdef __CUDACC__
+#define LEVIN_HOST_DEVICE __host__ __device__
+#else
+#define LEVIN_HOST_DEVICE
+#endif
+LEVIN_HOST_DEVICE inline uint32_t join_bits(uint16_t model, uint16_t remainder) {
+    const uint32_t upper = static_cast<uint16_t>(model - (remainder >> 15));
+    return upper << 16 | remainder;
+}
+LEVIN_HOST_DEVICE inline void split_bits(uint32_t master, uint16_t* model, uint16_t* remainder) {
+    const bool is_nan = (master & 0x7fffffffu) > 0x7f800000u;
+    *model = static_cast<uint16_t>(is_nan ? 0x7fffu : (master + 0x8000u) >> 16);
+    *remainder = static_cast<uint16_t>(is_nan ? 0 : master);
+}
 
 // g = grad * grad_scale;  m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;
 // w -= lr * (m / (1 - b1^step) / (sqrt(v / (1 - b2^step)) + eps) + weight_decay * w)      (decoupled, w

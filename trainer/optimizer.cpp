@@ -22,10 +22,12 @@ Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings, DataPa
     MemoryScope scope(MemoryCategory::optimizer);
     for (OwnedRange& range : ranks ? ranks->owned() : whole_parameters(model)) {
         const Tensor& value = range.value;
+        const bool split = settings.split_masters && value.dtype() == DType::bf16;
         ranges_.push_back({range.parameter, range.start, range.count, value, range.gradient,
-                           value.dtype() == acc_ ? value : value.to(acc_),
+                           value.dtype() == acc_ ? value : (split ? Tensor{} : value.to(acc_)),
                            Tensor::zeros(value.shape(), acc_, value.device()),
-                           Tensor::zeros(value.shape(), acc_, value.device())});
+                           Tensor::zeros(value.shape(), acc_, value.device()),
+                           split ? Tensor::zeros(value.shape(), DType::u16, value.device()) : Tensor{}});
     }
     // On CPUs every stage of ZeRO shall give the same bits: the norm too is summed as the other stages do.
     if (ranks && ranks->stage() == 0 && model.device().is_cpu())
@@ -86,12 +88,14 @@ void Optimizer::step(double learning_rate) {
     for (const OptimizerRange& range : ranges_)
         list.push_back(
             {.count = range.count,
-             .master = range.master.data(),
+             .master = range.master.defined() ? range.master.data() : nullptr,
              .model = range.value.dtype() == acc_ ? nullptr : range.value.data(),
              .grad = range.gradient.data(),
              .m = range.m.data(),
              .v = range.v.data(),
-             .weight_decay = parameters[range.parameter].spec.weight_decay ? settings_.weight_decay : 0});
+             .weight_decay = parameters[range.parameter].spec.weight_decay ? settings_.weight_decay : 0,
+             .remainder =
+                 range.remainder.defined() ? static_cast<uint16_t*>(range.remainder.data()) : nullptr});
     ++steps_;
     kernels::adamw(stream, {.tensors = static_cast<int64_t>(list.size()),
                             .list = list.data(),
@@ -109,17 +113,40 @@ void Optimizer::step(double learning_rate) {
         for (OptimizerRange& range : ranges_) range.gradient = {};
 }
 
+Tensor Optimizer::master_of(const OptimizerRange& range) const {
+    if (!range.remainder.defined()) return range.master;
+    Tensor joined = Tensor::empty({range.count}, acc_, range.value.device());
+    kernels::split_master(joined.stream(), {.count = range.count,
+                                            .master = joined.data<float>(),
+                                            .model = range.value.data(),
+                                            .remainder = static_cast<uint16_t*>(range.remainder.data()),
+                                            .join = true});
+    return joined.to(Device{});
+}
+
+void Optimizer::set_master(OptimizerRange& range, const Tensor& master) {
+    if (!range.remainder.defined()) {
+        if (!master.shares_storage(range.master)) range.master.copy_from(master);
+        if (range.value.dtype() != acc_) range.value.copy_from(range.master);
+        return;
+    }
+    const Tensor whole = master.to(range.value.device()).to(acc_).contiguous();
+    kernels::split_master(whole.stream(), {.count = range.count,
+                                           .master = whole.data<float>(),
+                                           .model = range.value.data(),
+                                           .remainder = static_cast<uint16_t*>(range.remainder.data()),
+                                           .join = false});
+}
+
 Tensor Optimizer::master(size_t parameter) const {
     const OptimizerRange& range = ranges_[parameter];
     const Shape& shape = model_.parameters()[parameter].variable.shape();
     LEVIN_CHECK(range.parameter == parameter && range.count == element_count(shape), "optimizer",
                 "the master of parameter {} is divided among ranks", parameter);
-    return range.master.view(shape);
+    return master_of(range).view(shape);
 }
 
-void Optimizer::masters_changed() {
-    for (OptimizerRange& range : ranges_)
-        if (range.value.dtype() != acc_) range.value.copy_from(range.master);
+void Optimizer::publish() {
     if (ranks_) ranks_->publish();
 }
 

@@ -14,15 +14,18 @@ namespace levin {
 struct AdamWSettings {
     double beta1 = 0.9, beta2 = 0.95, eps = 1e-8, weight_decay = 0.1;
     double clip_grad_norm = 1.0;  // 0: no clipping
+    // The f32 masters of bf16 weights as the weight and 16 more bits (kernels/optimizer.h): exact, and a
+    // third smaller than masters beside the weights.
+    bool split_masters = true;
 };
 
 // A range of a parameter's elements with its state: [count] each, in the accumulator type of the model.
-// `master` is the value itself where the types agree.
+// `master` is the value itself where the types agree; a split master has a `remainder` (u16) instead.
 struct OptimizerRange {
     size_t parameter;
     int64_t start, count;
     Tensor value, gradient;  // gradient undefined: that of the parameter
-    Tensor master, m, v;
+    Tensor master, m, v, remainder;
 };
 
 // Keeps, per range, the moments m and v and, for a bf16 model, an f32 master weight.
@@ -44,10 +47,16 @@ public:
 
     // The state this rank keeps, for checkpoints.
     const std::vector<OptimizerRange>& ranges() const { return ranges_; }
+    // The masters of a range, [count] in the accumulator type: the tensor itself, or in host memory a copy of
+    // what is split.
+    Tensor master_of(const OptimizerRange& range) const;
+    // Sets them from such a tensor; publish() is due after the last one.
+    void set_master(OptimizerRange& range, const Tensor& master);
+    std::vector<OptimizerRange>& ranges() { return ranges_; }
     // A whole parameter's, in its shape, where nothing is divided among ranks.
     Tensor master(size_t parameter) const;
-    // After the masters were written from outside: makes the model's own copies agree.
-    void masters_changed();
+    // After masters were set: makes the copies of other ranks agree.
+    void publish();
 
 private:
     void sum_gradients();

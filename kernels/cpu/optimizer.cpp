@@ -1,5 +1,7 @@
 #include "kernels/optimizer.h"
 
+#include <bit>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/backends.h"
@@ -36,13 +38,24 @@ void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int
     const A correct2 = static_cast<A>(1 / (1 - std::pow(args.beta2, step)));
     const A lr = static_cast<A>(args.learning_rate), eps = static_cast<A>(args.eps);
     const A decay = static_cast<A>(tensor.weight_decay);
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) {
+    const auto update = [&](int64_t i, A w) __attribute__((always_inline)) {
         const A g = grad[i] * grad_scale;
         m[i] = b1 * m[i] + rest1 * g;
         v[i] = b2 * v[i] + rest2 * (g * g);
-        w[i] -= lr * (m[i] * correct1 / (std::sqrt(v[i] * correct2) + eps) + decay * w[i]);
-    }
+        return w - lr * (m[i] * correct1 / (std::sqrt(v[i] * correct2) + eps) + decay * w);
+    };
+    if constexpr (std::is_same_v<A, float>)
+        if (tensor.remainder) {
+            auto* upper = static_cast<uint16_t*>(tensor.model);
+#pragma omp simd
+            for (int64_t i = begin; i < end; ++i)
+                split_bits(std::bit_cast<uint32_t>(
+                               update(i, std::bit_cast<float>(join_bits(upper[i], tensor.remainder[i])))),
+                           upper + i, tensor.remainder + i);
+            return;
+        }
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) w[i] = update(i, w[i]);
     if (!tensor.model) return;
     bf16* model = static_cast<bf16*>(tensor.model);
 #pragma omp simd
@@ -81,6 +94,17 @@ void adamw(const AdamW& args) {
         adamw_all<double>(args);
     else
         adamw_all<float>(args);
+}
+
+void split_master(const SplitMaster& args) {
+    auto* model = static_cast<uint16_t*>(args.model);
+    parallel_for(args.count, kGrain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i)
+            if (args.join)
+                args.master[i] = std::bit_cast<float>(join_bits(model[i], args.remainder[i]));
+            else
+                split_bits(std::bit_cast<uint32_t>(args.master[i]), model + i, args.remainder + i);
+    });
 }
 
 void sum_of_squares(const SumOfSquares& args) {

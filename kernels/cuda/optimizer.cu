@@ -42,9 +42,32 @@ struct AdamWNumbers {
     const A* grad_scale;
 };
 
-template <class A, int N>
+// The masters of N neighbours in their two halves.
+template <int N>
+__device__ Pack<float, N> load_split(const AdamWTensor& t, int64_t i) {
+    const auto upper = *reinterpret_cast<const Raw<uint16_t, N>*>(static_cast<const uint16_t*>(t.model) + i);
+    const auto lower = *reinterpret_cast<const Raw<uint16_t, N>*>(t.remainder + i);
+    Pack<float, N> w;
+#pragma unroll
+    for (int j = 0; j < N; ++j) w[j] = __uint_as_float(join_bits(upper.v[j], lower.v[j]));
+    return w;
+}
+template <int N>
+__device__ void store_split(const AdamWTensor& t, int64_t i, const Pack<float, N>& w) {
+    Raw<uint16_t, N> upper, lower;
+#pragma unroll
+    for (int j = 0; j < N; ++j) split_bits(__float_as_uint(w[j]), &upper.v[j], &lower.v[j]);
+    *reinterpret_cast<Raw<uint16_t, N>*>(static_cast<uint16_t*>(t.model) + i) = upper;
+    *reinterpret_cast<Raw<uint16_t, N>*>(t.remainder + i) = lower;
+}
+
+template <class A, int N, bool Split>
 __device__ void adamw_apply(const AdamWTensor& t, const AdamWNumbers<A>& n, A scale, A decay, int64_t i) {
-    auto w = load<N>(static_cast<const A*>(t.master) + i);
+    Pack<A, N> w;
+    if constexpr (Split)
+        w = load_split<N>(t, i);
+    else
+        w = load<N>(static_cast<const A*>(t.master) + i);
     const auto grad = load<N>(static_cast<const A*>(t.grad) + i);
     auto m = load<N>(static_cast<const A*>(t.m) + i);
     auto v = load<N>(static_cast<const A*>(t.v) + i);
@@ -56,9 +79,13 @@ __device__ void adamw_apply(const AdamWTensor& t, const AdamWNumbers<A>& n, A sc
         w[j] -=
             n.learning_rate * (m[j] / n.correction1 / (sqrt(v[j] / n.correction2) + n.eps) + decay * w[j]);
     }
-    store<N>(static_cast<A*>(t.master) + i, w);
     store<N>(static_cast<A*>(t.m) + i, m);
     store<N>(static_cast<A*>(t.v) + i, v);
+    if constexpr (Split) {
+        store_split<N>(t, i, w);
+        return;
+    }
+    store<N>(static_cast<A*>(t.master) + i, w);
     if (t.model) {
         Pack<float, N> narrow;
 #pragma unroll
@@ -77,13 +104,30 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t begin = chunk * kChunk, end = begin + kChunk < t.count ? begin + kChunk : t.count;
     const uint64_t addresses = reinterpret_cast<uintptr_t>(t.master) | reinterpret_cast<uintptr_t>(t.grad) |
                                reinterpret_cast<uintptr_t>(t.m) | reinterpret_cast<uintptr_t>(t.v);
-    const bool vector =
-        addresses % 16 == 0 && reinterpret_cast<uintptr_t>(t.model) % (kN * sizeof(Bf16)) == 0;
+    const bool vector = addresses % 16 == 0 &&
+                        (reinterpret_cast<uintptr_t>(t.model) | reinterpret_cast<uintptr_t>(t.remainder)) %
+                                (kN * sizeof(Bf16)) ==
+                            0;
     const int64_t vectors_end = vector ? begin + (end - begin) / kN * kN : begin;
-    for (int64_t i = begin + threadIdx.x * kN; i < vectors_end; i += kThreads * kN)
-        adamw_apply<A, kN>(t, numbers, scale, decay, i);
-    for (int64_t i = vectors_end + threadIdx.x; i < end; i += kThreads)
-        adamw_apply<A, 1>(t, numbers, scale, decay, i);
+    const auto all = [&](auto split) {
+        for (int64_t i = begin + threadIdx.x * kN; i < vectors_end; i += kThreads * kN)
+            adamw_apply<A, kN, split.value>(t, numbers, scale, decay, i);
+        for (int64_t i = vectors_end + threadIdx.x; i < end; i += kThreads)
+            adamw_apply<A, 1, split.value>(t, numbers, scale, decay, i);
+    };
+    if constexpr (std::is_same_v<A, float>)
+        if (t.remainder) return all(std::true_type{});
+    all(std::false_type{});
+}
+
+__global__ void __launch_bounds__(kThreads) split_kernel(const __grid_constant__ SplitMaster args) {
+    auto* model = static_cast<uint16_t*>(args.model);
+    for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < args.count;
+         i += int64_t{gridDim.x} * kThreads)
+        if (args.join)
+            args.master[i] = __uint_as_float(join_bits(model[i], args.remainder[i]));
+        else
+            split_bits(__float_as_uint(args.master[i]), model + i, args.remainder + i);
 }
 
 struct SquaresGroup {
@@ -186,6 +230,14 @@ void adamw(const Stream& stream, const AdamW& args) {
         adamw_typed<float>(s, args);
     else
         fail_arguments("adamw", "acc must be f32 or f64", static_cast<int64_t>(args.acc));
+}
+
+void split_master(const Stream& stream, const SplitMaster& args) {
+    const cudaStream_t s = use(stream);
+    if (args.count <= 0) return;
+    const int64_t blocks = ceil_div(args.count, kThreads);
+    split_kernel<<<static_cast<unsigned>(blocks < 65536 ? blocks : 65536), kThreads, 0, s>>>(args);
+    LEVIN_CUDA_LAUNCHED();
 }
 
 void sum_of_squares(const Stream& stream, const SumOfSquares& args) {

@@ -1,5 +1,7 @@
 #include "kernels/optimizer.h"
 
+#include <bit>
+
 #include "tests/kernels/kernel_test.h"
 
 namespace levin::kernels::test {
@@ -81,6 +83,69 @@ void check(DType acc, bool with_scale) {
 TEST(AdamW, MatchesTheFormula) {
     for (const DType acc : {DType::f64, DType::f32})
         for (const bool with_scale : {false, true}) check(acc, with_scale);
+}
+
+// Every kind of float32 goes through bf16 + 16 bits and comes back; the bf16 is the nearest, ties away from
+// zero.
+TEST(SplitMaster, IsExact) {
+    std::vector<uint32_t> bits{0,           0x80000000u, 0x7f800000u, 0xff800000u, 0x7f7fffffu, 1,
+                               0x807fffffu, 0x3f808000u, 0x3f818000u, 0x3f807fffu, 0x3f808001u, 0xbf808000u,
+                               0x7fc00000u, 0x7fffffffu, 0xffffffffu, 0x7f800001u};
+    std::mt19937 random(5);
+    while (bits.size() < 5000) bits.push_back(static_cast<uint32_t>(random()));
+    for (const uint32_t master : bits) {
+        uint16_t model, remainder;
+        split_bits(master, &model, &remainder);
+        const float value = std::bit_cast<float>(master), upper = std::bit_cast<float>(uint32_t{model} << 16);
+        const uint32_t again = join_bits(model, remainder);
+        if (std::isnan(value)) {
+            EXPECT_TRUE(std::isnan(upper) && std::isnan(std::bit_cast<float>(again))) << std::hex << master;
+            continue;
+        }
+        EXPECT_EQ(again, master) << std::hex << master;
+        if (!std::isfinite(upper)) continue;
+        const float below = std::bit_cast<float>((uint32_t{model} - 1) << 16),
+                    above = std::bit_cast<float>((uint32_t{model} + 1) << 16);
+        const auto gap = [&](float other) { return std::abs(static_cast<double>(value) - other); };
+        if (std::isfinite(above) && model % 0x8000 != 0) {
+            EXPECT_TRUE(gap(upper) <= gap(below) && gap(upper) < gap(above)) << std::hex << master;
+        }
+    }
+    // The kernels do that, both ways.
+    Values values;
+    for (const uint32_t master : bits)
+        if (!std::isnan(std::bit_cast<float>(master))) values.push_back(std::bit_cast<float>(master));
+    const Buffer master(DType::f32, values), again = Buffer::poisoned(DType::f32, values.size());
+    const Buffer model = Buffer::poisoned(DType::bf16, values.size());
+    const Buffer remainder(DType::bf16, Values(values.size(), 0));  // 16 bits, whatever they mean
+    const auto count = static_cast<int64_t>(values.size());
+    split_master(stream(), {count, master.as<float>(), model.data(), remainder.as<uint16_t>(), false});
+    split_master(stream(), {count, again.as<float>(), model.data(), remainder.as<uint16_t>(), true});
+    EXPECT_EQ(again.read(), values);
+}
+
+// With split masters the same bits as with masters beside the weights.
+TEST(SplitMaster, AdamWGivesTheSameBits) {
+    for (const size_t size : {1, 1003, 40000}) {
+        const Values start = rounded(DType::bf16, random_normal(size));
+        const Buffer w(DType::f32, start), m(DType::f32, Values(size, 0)), v(DType::f32, Values(size, 0)),
+            m2(DType::f32, Values(size, 0)), v2(DType::f32, Values(size, 0)), model(DType::bf16, start),
+            remainder(DType::bf16, Values(size, 0)), joined = Buffer::poisoned(DType::f32, size);
+        const auto count = static_cast<int64_t>(size);
+        for (int64_t step = 1; step <= 4; ++step) {
+            const Buffer grad(DType::f32, rounded(DType::f32, random_normal(size, 0.01)));
+            const AdamWTensor apart{count, w.data(), nullptr, grad.data(), m.data(), v.data(), 0.1};
+            const AdamWTensor split{count,     nullptr,   model.data(), grad.data(),
+                                    m2.data(), v2.data(), 0.1,          remainder.as<uint16_t>()};
+            for (const AdamWTensor* one : {&apart, &split})
+                adamw(stream(), {1, one, DType::f32, kRate, kBeta1, kBeta2, kEps, step, nullptr});
+            synchronize(stream());
+        }
+        split_master(stream(), {count, joined.as<float>(), model.data(), remainder.as<uint16_t>(), true});
+        EXPECT_EQ(joined.read(), w.read());
+        EXPECT_EQ(m2.read(), m.read());
+        EXPECT_EQ(v2.read(), v.read());
+    }
 }
 
 TEST(SumOfSquares, OverManyTensors) {

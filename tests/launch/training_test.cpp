@@ -108,6 +108,22 @@ TEST(Training, AFolderBelongsToItsRun) {
     EXPECT_EQ(lines(folder / "run/metrics.jsonl").size(), 4u);
 }
 
+// The masters of bf16 weights are stored as f32 and split again.
+TEST(Training, ABf16RunContinuesToTheBit) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const std::string settings = "trainer.steps=6 checkpoint.every=3 trainer.precision=bf16";
+    ASSERT_EQ(shell(train(folder, "run", settings)).status, 0);
+    const std::string whole = weights(folder / "run", "step_00000006");
+    const auto rows = exact_metrics(folder / "run");
+    std::filesystem::remove_all(folder / "run/checkpoints/step_00000006");
+    const Outcome resumed = shell(train(folder, "run", settings));
+    EXPECT_EQ(resumed.status, 0) << resumed.output;
+    EXPECT_TRUE(resumed.says("resumed from")) << resumed.output;
+    EXPECT_EQ(weights(folder / "run", "step_00000006"), whole);
+    EXPECT_EQ(exact_metrics(folder / "run"), rows);
+}
+
 TEST(Training, ADamagedCheckpointIsSkippedForTheOlderOne) {
     const TemporaryFolder folder;
     make_shard(folder);
