@@ -194,6 +194,14 @@ private:
                         config_.model.hidden_size, to_string(t.precision), to_string(device_), ranks_.size(),
                         ranks_.size() == 1 ? "" : "s", omp_get_max_threads(),
                         omp_get_max_threads() == 1 ? "" : "s", peak_ / 1e9));
+        if (ranks_.size() > 1)
+            say(fmt::format(
+                "layout {}{}", to_string(mesh_->layout()),
+                config_.parallel.zero > 0 ? fmt::format(", zero {}", config_.parallel.zero) : ""));
+        if (mesh_->tp_spans_hosts())
+            say("warning: tensor-parallel ranks on different hosts: slow; make the ranks per host a multiple "
+                "of "
+                "parallel.tp");
         say(fmt::format("{} tokens in {} documents; {} tokens an update, {} updates", data_->num_tokens(),
                         data_->num_documents(), t.global_batch * t.sequence_length, t.steps));
         if (root_) progress_.emplace(t.steps, step_, t.log_every, stdout, !World::current().uses_mpi());

@@ -20,22 +20,17 @@ std::vector<Variable> inputs_of(const Variable& x, const Variable& weight, const
     return inputs;
 }
 
-void weight_gradients(const Tensor& dy, const Saved& saved, bool has_bias, Gradients& inputs) {
-    // `dy` by value: the product may have to wait for x.
-    inputs.accumulate(
-        1, saved, [dy](Tensor& dw, double beta, const Tensor& x) { product(dy, true, x, false, dw, beta); });
-    if (has_bias) inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
-}
-
 }  // namespace
 
 Variable column_linear(const Variable& x, const Variable& weight, const Variable& bias, const Ranks& ranks) {
-    const Tensor w = weight.value();
-    Tensor y = forward("column_linear", x.value(), w);
+    const Tensor xv = x.value(), w = weight.value();
+    Tensor y = forward("column_linear", xv, w);
     const bool has_bias = bias.defined();
     if (has_bias) add_bias(y, bias.value(), y);
+    // x is kept, also with selective recomputation: formed again it would come after the sum of dx, and the
+    // weight gradient could not hide it.
     return record("column_linear", inputs_of(x, weight, bias), y,
-                  [saved = Saved(0, x, weight), w, has_bias, ranks](const Tensor& dy, Gradients& inputs) {
+                  [xv, w, has_bias, ranks](const Tensor& dy, Gradients& inputs) {
                       Tensor dx;
                       Pending sum;
                       if (inputs.wanted(0)) {
@@ -43,7 +38,11 @@ Variable column_linear(const Variable& x, const Variable& weight, const Variable
                           product(dy, false, w, false, dx);
                           sum = ranks->start_all_reduce(dx);
                       }
-                      weight_gradients(dy, saved, has_bias, inputs);
+                      if (inputs.wanted(1))
+                          inputs.accumulate(
+                              1, [&](Tensor& dw, double beta) { product(dy, true, xv, false, dw, beta); });
+                      if (has_bias)
+                          inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
                       if (!sum) return;
                       sum->wait();
                       inputs.add(0, dx);
@@ -63,7 +62,12 @@ Variable row_linear(const Variable& x, const Variable& weight, const Variable& b
                           product(dy, false, w, false, dx);
                           inputs.add(0, dx);
                       }
-                      weight_gradients(dy, saved, has_bias, inputs);
+                      // `dy` by value: the product may have to wait for x.
+                      inputs.accumulate(1, saved, [dy](Tensor& dw, double beta, const Tensor& x) {
+                          product(dy, true, x, false, dw, beta);
+                      });
+                      if (has_bias)
+                          inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
                   });
 }
 
