@@ -17,6 +17,12 @@ void RoutedCommunicator::connect(const Device& gpu) {
     if (!gpu_) gpu_ = std::make_shared<Gpu>(Gpu{nccl::make_communicator(*host_, gpu)});
 }
 
+double RoutedCommunicator::seconds_alone(NcclCall call, const Tensor& whole, const Tensor& part,
+                                         int64_t calls) {
+    connect(whole.device());
+    return gpu_->ranks->seconds_alone(static_cast<int>(call), whole, part, calls);
+}
+
 Communicator& RoutedCommunicator::carrier(const Tensor& tensor) {
     if (tensor.device().is_cpu()) return *host_;
     connect(tensor.device());

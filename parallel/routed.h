@@ -5,6 +5,9 @@
 
 namespace levin {
 
+// A call of NCCL as it is, for comparison with ours.
+enum class NcclCall { none, all_reduce, all_gather, reduce_scatter };
+
 class RoutedCommunicator : public Communicator {
 public:
     // `host` carries CPU tensors, barriers and messages between programs.
@@ -13,6 +16,9 @@ public:
     // Connects the ranks' GPUs now; collective. Without it the first collective on a CUDA tensor does.
     // Communicators split off later are connected as well.
     void connect(const Device& gpu);
+
+    // Seconds of each of `calls` calls of NCCL in a row with nothing of ours around them; CUDA tensors.
+    double seconds_alone(NcclCall call, const Tensor& whole, const Tensor& part, int64_t calls);
 
     void progress() override { host_->progress(); }
     std::shared_ptr<Communicator> split(int color, int key, const std::string& name) override;

@@ -6,6 +6,7 @@
 
 #include "launch/commands/commands.h"
 #include "launch/commands/doctor_checks.h"
+#include "launch/commands/doctor_ranks.h"
 #include "parallel/world.h"
 
 namespace levin {
@@ -38,29 +39,47 @@ nlohmann::json to_json(const std::vector<Finding>& findings) {
     return list;
 }
 
-void print(const std::vector<RankPlace>& places) {
-    fmt::print("{:>6} {:>6} {:>6} {:>8}  {}\n", "rank", "local", "cores", "threads", "host");
-    for (size_t rank = 0; rank < places.size(); ++rank)
-        fmt::print("{:>6} {:>6} {:>6} {:>8}  {}\n", rank, places[rank].local_rank, places[rank].cores,
-                   places[rank].threads, places[rank].host);
+void print(const RanksReport& report) {
+    fmt::print("\n{:>6} {:>6} {:>6} {:>8} {:>10}  {:<16} {}\n", "rank", "local", "cores", "threads",
+               "clock ms", "host", "gpu");
+    for (size_t rank = 0; rank < report.ranks.size(); ++rank) {
+        const RankFacts& facts = report.ranks[rank];
+        fmt::print("{:>6} {:>6} {:>6} {:>8} {:>10.2f}  {:<16} {}\n", rank, facts.place.local_rank,
+                   facts.place.cores, facts.place.threads, facts.clock_ahead_ms, facts.place.host, facts.gpu);
+    }
+    if (report.links.empty()) return;
+    fmt::print("\n{:>6} {:>6} {:>10} {:>12}\n", "from", "to", "GB/s", "latency us");
+    for (const LinkFacts& link : report.links)
+        fmt::print("{:>6} {:>6} {:>10.2f} {:>12.1f}\n", link.from, link.to, link.gb_per_second,
+                   link.latency_us);
 }
 
-nlohmann::json to_json(const std::vector<RankPlace>& places) {
-    nlohmann::json list = nlohmann::json::array();
-    for (size_t rank = 0; rank < places.size(); ++rank)
-        list.push_back({{"rank", rank},
-                        {"local_rank", places[rank].local_rank},
-                        {"cores", places[rank].cores},
-                        {"threads", places[rank].threads},
-                        {"host", places[rank].host}});
-    return list;
+nlohmann::json to_json(const RanksReport& report) {
+    nlohmann::json ranks = nlohmann::json::array(), links = nlohmann::json::array();
+    for (size_t rank = 0; rank < report.ranks.size(); ++rank) {
+        const RankFacts& facts = report.ranks[rank];
+        ranks.push_back({{"rank", rank},
+                         {"local_rank", facts.place.local_rank},
+                         {"cores", facts.place.cores},
+                         {"threads", facts.place.threads},
+                         {"host", facts.place.host},
+                         {"gpu", facts.gpu},
+                         {"versions", facts.versions},
+                         {"clock_ahead_ms", facts.clock_ahead_ms}});
+    }
+    for (const LinkFacts& link : report.links)
+        links.push_back({{"from", link.from},
+                         {"to", link.to},
+                         {"gb_per_second", link.gb_per_second},
+                         {"latency_us", link.latency_us}});
+    return {{"findings", to_json(report.findings)}, {"ranks", ranks}, {"links", links}};
 }
 
 }  // namespace
 
 void add_doctor_command(CLI::App& app) {
     struct Options {
-        bool json = false, ranks = false;
+        bool json = false, ranks = false, gpus = false;
     };
     auto options = std::make_shared<Options>();
     CLI::App* command = app.add_subcommand("doctor", "What this machine has and lacks, and what to do");
@@ -71,21 +90,28 @@ void add_doctor_command(CLI::App& app) {
         "that "
         "matters).");
     command->add_flag("--json", options->json, "Print one JSON object");
-    command->add_flag("--ranks", options->ranks, "Under mpirun: a line per rank, with its host and cores");
+    command->add_flag("--ranks", options->ranks,
+                      "Under mpirun: every rank's host, cores, GPU and clock, and the speed of every link");
+    command->add_flag("--gpus", options->gpus, "With --ranks: the links between GPUs, over NCCL");
     command->callback([options] {
-        const World& world = World::current();
-        std::vector<RankPlace> places;
-        if (options->ranks) places = world.places();
-        if (!world.is_root()) return;  // the other ranks have the same to say, and measuring needs the cores
-        const std::vector<Finding> findings = options->ranks ? std::vector<Finding>{check_mpi()} : examine();
-        if (options->json) {
-            nlohmann::json report = {{"findings", to_json(findings)}};
-            if (options->ranks) report["ranks"] = to_json(places);
-            fmt::print("{}\n", report.dump(2));
+        World& world = World::current();
+        if (options->ranks) {
+            const RanksReport report = examine_ranks(world, options->gpus);
+            if (!world.is_root()) return;
+            if (options->json) {
+                fmt::print("{}\n", to_json(report).dump(2));
+                return;
+            }
+            print(report.findings);
+            print(report);
             return;
         }
-        print(findings);
-        if (options->ranks) print(places);
+        if (!world.is_root()) return;  // the other ranks have the same to say, and measuring needs the cores
+        const std::vector<Finding> findings = examine();
+        if (options->json)
+            fmt::print("{}\n", nlohmann::json{{"findings", to_json(findings)}}.dump(2));
+        else
+            print(findings);
     });
 }
 

@@ -1,6 +1,7 @@
 #include "parallel/nccl/nccl_communicator.h"
 
 #include <atomic>
+#include <chrono>
 #include <cstring>
 #include <exception>
 #include <mutex>
@@ -10,6 +11,7 @@
 #include "parallel/agreement.h"
 #include "parallel/mpi/check.h"
 #include "parallel/nccl/library.h"
+#include "parallel/routed.h"
 #include "parallel/watchdog/activity.h"
 
 namespace levin::nccl {
@@ -191,6 +193,31 @@ public:
         LEVIN_NCCL(ncclCommSplit, link_->comm, part ? color : NCCL_SPLIT_NOCOLOR, key, &comm, nullptr);
         if (!part) return nullptr;
         return std::make_shared<NcclCommunicator>(comm, link_->device, *part);
+    }
+
+    double seconds_alone(int call, const Tensor& whole, const Tensor& part, int64_t calls) override {
+        const ncclDataType_t type = type_of(whole.dtype());
+        kernels::synchronize(whole.stream());
+        const auto start = std::chrono::steady_clock::now();
+        for (int64_t i = 0; i < calls; ++i) switch (static_cast<NcclCall>(call)) {
+                case NcclCall::none:
+                    break;
+                case NcclCall::all_reduce:
+                    LEVIN_NCCL(ncclAllReduce, whole.data(), whole.data(), count_of(whole), type, ncclSum,
+                               link_->comm, link_->stream);
+                    break;
+                case NcclCall::all_gather:
+                    LEVIN_NCCL(ncclAllGather, part.data(), whole.data(), count_of(part), type, link_->comm,
+                               link_->stream);
+                    break;
+                case NcclCall::reduce_scatter:
+                    LEVIN_NCCL(ncclReduceScatter, whole.data(), part.data(), count_of(part), type, ncclSum,
+                               link_->comm, link_->stream);
+                    break;
+            }
+        LEVIN_CUDA_CHECK(cudaStreamSynchronize(link_->stream));
+        return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
+               static_cast<double>(calls);
     }
 
     void stop() noexcept override { link_->stop(); }

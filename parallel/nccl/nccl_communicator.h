@@ -20,6 +20,8 @@ public:
     // Collective over this communicator, after the host's split(color, key), which gave `part`; null for
     // null.
     virtual std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, Communicator* part) = 0;
+    // Seconds of each of `calls` bare calls in a row; `call` is an NcclCall of routed.h.
+    virtual double seconds_alone(int call, const Tensor& whole, const Tensor& part, int64_t calls) = 0;
     // Ends what is in flight without waiting for peers; no call may follow. From any thread.
     virtual void stop() noexcept = 0;
 

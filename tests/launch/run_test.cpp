@@ -68,6 +68,32 @@ TEST(Run, MistakesAreNotTriedAgain) {
         EXPECT_EQ(shell(program + options).status, 2) << options;
 }
 
+TEST(Run, BenchCommMeasuresEveryGroup) {
+    const Outcome outcome =
+        shell(mpirun(4) + levin() + " bench comm --tp 2 --mib 0.01,0.5 --repeats 1 --json");
+    ASSERT_EQ(outcome.status, 0) << outcome.output;
+    const std::pair<std::string, std::string> groups[] = {
+        {"world", "4"}, {"world.tp", "2"}, {"world.dp", "2"}};
+    for (const auto& [group, ranks] : groups)
+        for (const std::string collective :
+             {"all_reduce", "reduce_scatter", "all_gather", "broadcast", "ring message"}) {
+            const std::string row =
+                R"({"group":")" + group + R"(","ranks":)" + ranks + R"(,"collective":")" + collective;
+            EXPECT_TRUE(outcome.says(row)) << row << "\n" << outcome.output;
+        }
+    EXPECT_EQ(shell(levin() + " bench comm").status, 2);
+}
+
+TEST(Run, DoctorLooksAtRanksAndLinks) {
+    const Outcome outcome = shell(mpirun(3) + levin() + " doctor --ranks");
+    ASSERT_EQ(outcome.status, 0) << outcome.output;
+    for (const char* word :
+         {"versions", "clocks", "shared folder", "links in a host", "3 measured", "latency us"})
+        EXPECT_TRUE(outcome.says(word)) << word << outcome.output;
+    const Outcome json = shell(mpirun(2) + levin() + " doctor --ranks --json");
+    EXPECT_TRUE(json.says("gb_per_second")) << json.output;
+}
+
 #ifdef LEVIN_TWO_HOSTS
 std::string on_two_hosts(const TemporaryFolder& folder, const std::string& script) {
     folder.write("script", script);

@@ -94,7 +94,7 @@ Device prepare(const Common& common) {
 
 void add_bench_command(CLI::App& app) {
     CLI::App* command =
-        app.add_subcommand("bench", "Measure this machine: attention, gemm, step, data, decode");
+        app.add_subcommand("bench", "Measure this machine: attention, gemm, step, data, decode, comm");
     command->require_subcommand(1);
     command->footer("Example: levin bench step configs/quickstart.yaml");
     bench::add_attention(*command);
@@ -102,6 +102,7 @@ void add_bench_command(CLI::App& app) {
     bench::add_step(*command);
     bench::add_data(*command);
     bench::add_decode(*command);
+    bench::add_comm(*command);
 }
 
 }  // namespace levin

@@ -46,5 +46,6 @@ void add_gemm(CLI::App& bench);
 void add_step(CLI::App& bench);
 void add_data(CLI::App& bench);
 void add_decode(CLI::App& bench);
+void add_comm(CLI::App& bench);
 
 }  // namespace levin::bench
