@@ -49,8 +49,9 @@ void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int 
 // --- products with few rows: a warp owns whole outputs and walks along their weights.
 
 constexpr int kLinearThreads = 256, kWarps = kLinearThreads / 32;
-constexpr int kGroup = 8;          // 16-byte loads in flight per lane, twice (this group and the next)
-constexpr int kLane = 8;           // bf16 elements a lane reads at once
+constexpr int kGroup = 8;  // 16-byte loads in flight per lane, twice (this group and the next)
+constexpr int kLane = 8;   // bf16 elements a lane reads at once
+constexpr int kAhead = 3;  // further groups asked of the L2 cache before the kernel in front has ended
 constexpr int kStep = 32 * kLane;  // elements a warp reads at once
 
 struct LinearArgs {
@@ -101,6 +102,24 @@ __device__ inline void read_weights(const LinearArgs& args, const Cursor& at, in
     }
 }
 
+// Has the L2 cache fetch the `groups` groups of weights behind a cursor, while nothing else keeps the memory
+// busy.
+__device__ inline void prefetch_weights(const LinearArgs& args, Cursor at, int steps, int lane, int groups) {
+#if __CUDA_ARCH__ >= 900
+    if (lane != 0) return;
+    for (int i = 0; i < groups; ++i) {
+        at.advance(steps, args.glu);
+        if (!at.valid()) return;
+        const Bf16* from =
+            args.weight + (int64_t{at.half} * args.outputs + at.output) * args.width + at.step * kStep;
+        const int elements = min(kGroup * kStep, args.width - at.step * kStep);
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
+                     "r"(elements * static_cast<int>(sizeof(Bf16)))
+                     : "memory");
+    }
+#endif
+}
+
 // The input of the product, rounded to bf16, into shared memory [B][width].
 template <int B>
 __device__ inline void prepare_input(const LinearArgs& args, Bf16* input) {
@@ -149,6 +168,7 @@ __global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_
     Cursor at{first + warp, static_cast<int>(int64_t{args.outputs} * (blockIdx.x + 1) / gridDim.x), 0, 0};
     uint4 now[kGroup], next[kGroup];
     read_weights(args, at, lane, now);
+    prefetch_weights(args, at, steps, lane, kAhead);
     let_next_start();
     wait_for_previous();
     prepare_input<B>(args, input);
@@ -197,8 +217,8 @@ constexpr size_t kSharedForInput = 48 << 10;
 
 bool fused_fits(const DecodeLinear& args) {
     const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-    return args.dtype == DType::bf16 && (args.batch == 1 || args.batch == 2 || args.batch == 4) &&
-           args.width % kLane == 0 && args.u_stride % kLane == 0 &&
+    return args.dtype == DType::bf16 && (args.batch == 1 || args.batch == 2) && args.width % kLane == 0 &&
+           args.u_stride % kLane == 0 &&
            static_cast<size_t>(args.batch * args.width) * sizeof(Bf16) <= kSharedForInput &&
            aligned(args.x) && aligned(args.branch) && aligned(args.h) && aligned(args.u) &&
            aligned(args.weight);
@@ -380,9 +400,9 @@ __global__ void __launch_bounds__(kAdvanceThreads)
 
 void decode_linear(const Stream& stream, const DecodeLinear& args) {
     if (fused_fits(args)) {
-        if (args.batch == 1) return fused_linear<1>(stream, args);
-        if (args.batch == 2) return fused_linear<2>(stream, args);
-        return fused_linear<4>(stream, args);
+        // At 4 rows the multiply-adds of this kernel already take longer than its bytes: tensor cores are
+        // faster.
+        return args.batch == 1 ? fused_linear<1>(stream, args) : fused_linear<2>(stream, args);
     }
     struct Run {
         const Stream& stream;

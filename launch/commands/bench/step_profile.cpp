@@ -6,8 +6,6 @@
 #include <cstring>
 #include <tuple>
 
-#include "kernels/device_memory.h"
-
 namespace levin::bench {
 
 namespace {
@@ -27,29 +25,10 @@ double flops_of(const kernels::Gemm& g) {
     return 2.0 * static_cast<double>(g.m) * static_cast<double>(g.n) * static_cast<double>(g.k);
 }
 
-// Milliseconds of one product at full speed: the median of rounds of several launches.
-double time_product(const Device& device, kernels::Gemm g) {
-    const Tensor a = random_values({g.transpose_a ? g.k : g.m, g.lda}, g.dtype, device);
-    const Tensor b = random_values({g.transpose_b ? g.n : g.k, g.ldb}, g.dtype, device);
-    const Tensor c = random_values({g.m, g.ldc}, g.c_dtype, device);
-    g.a = a.data();
-    g.b = b.data();
-    g.c = c.data();
-    const Stream stream = a.stream();
-    const auto seconds = [&](int launches) {
-        kernels::StreamEvent start(device), stop(device);
-        start.record(stream);
-        for (int i = 0; i < launches; ++i) kernels::gemm(stream, g);
-        stop.record(stream);
-        return stop.ms_since(start) / launches;
-    };
-    kernels::gemm_tuning(stream, g);
-    seconds(1);
-    const int launches = std::clamp(static_cast<int>(10 / std::max(1e-3, seconds(1))), 1, 100);
-    std::vector<double> rounds;
-    for (int i = 0; i < 5; ++i) rounds.push_back(seconds(launches));
-    std::nth_element(rounds.begin(), rounds.begin() + 2, rounds.end());
-    return rounds[2];
+double median(std::vector<double> values) {
+    const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+    std::nth_element(values.begin(), middle, values.end());
+    return *middle;
 }
 
 }  // namespace
@@ -127,15 +106,65 @@ ProductBound product_bound(const Device& device, const std::vector<kernels::Gemm
         g.beta = 1;
         if (weight_gradient) add(g, micro_batches - 1);
     }
-    ProductBound bound;
+    if (unique.empty()) return {};
+
+    // One set of buffers for all of them, large enough for each.
+    int64_t a_bytes = 0, b_bytes = 0, c_bytes = 0;
+    for (const auto& [key, entry] : unique) {
+        const kernels::Gemm& g = entry.product;
+        const auto size = [](int64_t rows, int64_t stride, DType type) {
+            return rows * stride * static_cast<int64_t>(size_of(type));
+        };
+        a_bytes = std::max(a_bytes, size(g.transpose_a ? g.k : g.m, g.lda, g.dtype));
+        b_bytes = std::max(b_bytes, size(g.transpose_b ? g.n : g.k, g.ldb, g.dtype));
+        c_bytes = std::max(c_bytes, size(g.m, g.ldc, g.c_dtype));
+    }
+    const DType type = products.front().dtype;
+    const auto buffer = [&](int64_t bytes) {
+        return random_values({bytes / static_cast<int64_t>(size_of(type))}, type, device);
+    };
+    const Tensor a = buffer(a_bytes), b = buffer(b_bytes), c = buffer(c_bytes);
+    std::vector<Entry> entries;
     for (auto& [key, entry] : unique) {
-        const double ms = time_product(device, entry.product), count = static_cast<double>(entry.count);
-        const double flops = flops_of(entry.product);
-        bound.ms += count * ms;
+        entry.product.a = a.data();
+        entry.product.b = b.data();
+        entry.product.c = c.data();
+        entries.push_back(entry);
+        kernels::gemm(a.stream(), entry.product);  // chooses its algorithm
+    }
+    // An update of products only, over and over, until clocks and temperature have settled as they do in
+    // training; then the median round counts.
+    std::vector<double> rounds;
+    std::vector<std::vector<double>> each(entries.size());
+    double total = 0;
+    const double wanted = device.is_cuda() ? 2500 : 100;
+    for (int round = 0; total < wanted || round < 3; ++round) {
+        std::vector<std::unique_ptr<kernels::StreamEvent>> marks;
+        const auto mark = [&] {
+            marks.push_back(std::make_unique<kernels::StreamEvent>(device));
+            marks.back()->record(a.stream());
+        };
+        mark();
+        for (const Entry& entry : entries) {
+            for (int64_t i = 0; i < entry.count; ++i) kernels::gemm(a.stream(), entry.product);
+            mark();
+        }
+        const double ms = marks.back()->ms_since(*marks.front());
+        total += ms;
+        if (total < wanted / 2 && round > 0) continue;
+        rounds.push_back(ms);
+        for (size_t i = 0; i < entries.size(); ++i)
+            each[i].push_back(marks[i + 1]->ms_since(*marks[i]) / static_cast<double>(entries[i].count));
+    }
+    ProductBound bound;
+    bound.ms = median(rounds);
+    for (size_t i = 0; i < entries.size(); ++i) {
+        const double ms = median(each[i]), count = static_cast<double>(entries[i].count);
+        const double flops = flops_of(entries[i].product);
         bound.flops += count * flops;
-        bound.table.add({describe(entry.product), fmt::to_string(entry.count), fmt::format("{:.4f}", ms),
-                         fmt::format("{:.3f}", count * ms), fmt::format("{:.1f}", flops / ms / 1e9)});
-        release_cached_memory(device);
+        bound.table.add({describe(entries[i].product), fmt::to_string(entries[i].count),
+                         fmt::format("{:.4f}", ms), fmt::format("{:.3f}", count * ms),
+                         fmt::format("{:.1f}", flops / ms / 1e9)});
     }
     bound.table.add({"all", "", "", fmt::format("{:.3f}", bound.ms),
                      fmt::format("{:.1f}", bound.flops / bound.ms / 1e9)});

@@ -38,9 +38,10 @@ private:
     std::vector<Call> calls_;
 };
 
-// The least time the products of an update take on this machine, each at its shape, run one after another in
-// this process. The chunks of the head's products (one side is `vocab`) count as whole products over the
-// `tokens` of a micro-batch, of which there are `micro_batches`.
+// The time the products of an update take alone on this machine, each at its shape, one after another and for
+// seconds on end in this process: a GPU that has rested runs faster than one that trains. The chunks of the
+// head's products (one side is `vocab`) count as whole products over the `tokens` of a micro-batch, of which
+// there are `micro_batches`.
 struct ProductBound {
     double ms = 0, flops = 0;
     Table table{{"product", "count", "ms_each", "ms", "tflops"}};
