@@ -16,6 +16,7 @@ struct Attention {
     kernels::LightningShape shape;  // of all tokens of this rank
     Shape state_shape;              // of one rank: [rows, heads, key_width, value_dim]
     Ranks ranks;
+    std::vector<Tensor> kept = {};  // by segment: what backward would like forward to leave
 
     const SequenceChunks& chunks() const { return *layout.chunks; }
     DType acc() const { return accumulator_of(q.dtype()); }
@@ -35,18 +36,28 @@ struct Attention {
         return segment.length == layout.length ? x : x.narrow(0, segment.begin, segment.length);
     }
 
-    void forward(const Segment& segment, const Tensor& o, const Tensor& initial, const Tensor& final) const {
+    void forward(const Segment& segment, const Tensor& o, const Tensor& initial, const Tensor& final) {
         const Tensor qs = rows_of(q, segment), ks = rows_of(k, segment), vs = rows_of(v, segment);
-        kernels::lightning_forward(q.stream(), {.shape = shape_of(segment),
-                                                .q = qs.data(),
-                                                .q_stride = qs.row_stride(),
-                                                .k = ks.data(),
-                                                .k_stride = ks.row_stride(),
-                                                .v = vs.data(),
-                                                .v_stride = vs.row_stride(),
-                                                .o = rows_of(o, segment).data(),
-                                                .initial_state = initial.defined() ? initial.data() : nullptr,
-                                                .final_state = final.defined() ? final.data() : nullptr});
+        kernels::LightningForward args{.shape = shape_of(segment),
+                                       .q = qs.data(),
+                                       .q_stride = qs.row_stride(),
+                                       .k = ks.data(),
+                                       .k_stride = ks.row_stride(),
+                                       .v = vs.data(),
+                                       .v_stride = vs.row_stride(),
+                                       .o = rows_of(o, segment).data(),
+                                       .initial_state = initial.defined() ? initial.data() : nullptr,
+                                       .final_state = final.defined() ? final.data() : nullptr};
+        if (gradients_enabled()) {
+            Tensor& states = kept[number_of(segment)];
+            const int64_t count = kernels::lightning_states_to_keep(q.stream(), args);
+            states = count > 0 ? Tensor::empty({count}, DType::f32, q.device()) : Tensor{};
+            if (count > 0) args.kept_states = states.data<float>();
+        }
+        kernels::lightning_forward(q.stream(), args);
+    }
+    size_t number_of(const Segment& segment) const {
+        return static_cast<size_t>(&segment - chunks().segments.data());
     }
 
     struct Outputs {
@@ -57,6 +68,7 @@ struct Attention {
         const Tensor qs = rows_of(q, segment), ks = rows_of(k, segment), vs = rows_of(v, segment);
         const Tensor dq = rows_of(out.dq, segment), dk = rows_of(out.dk, segment),
                      dv = rows_of(out.dv, segment);
+        const Tensor& states = kept[number_of(segment)];
         kernels::lightning_backward(q.stream(),
                                     {.shape = shape_of(segment),
                                      .q = qs.data(),
@@ -76,7 +88,8 @@ struct Attention {
                                      .dv_stride = dv.row_stride(),
                                      .dtheta = out.dtheta.defined() ? out.dtheta.data() : nullptr,
                                      .beta = beta,
-                                     .d_initial_state = d_initial.defined() ? d_initial.data() : nullptr});
+                                     .d_initial_state = d_initial.defined() ? d_initial.data() : nullptr,
+                                     .kept_states = states.defined() ? states.data<float>() : nullptr});
     }
 
     // Starts to send `part` to everybody and to get everybody's. Sums those `from` .. `to` with the decay of
@@ -150,6 +163,7 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
 
     // First what the others wait for: the state that leaves this chunk, and the segments that need nothing.
     const SequenceChunks& chunks = a.chunks();
+    a.kept.resize(chunks.segments.size());
     Tensor o = Tensor::empty({layout.tokens(), a.v.dim(-1)}, a.v.dtype(), a.v.device());
     Tensor own = a.new_state(), all;
     if (!chunks.segments.back().leaves) own.fill(0);  // nobody looks at it
