@@ -15,10 +15,11 @@ namespace {
 class Pipeline {
 public:
     Pipeline(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
-             const ops::CrossEntropyOptions& options)
+             const ops::CrossEntropyOptions& options, DataParallel* reduce_early)
         : model_(model),
           batches_(batches),
           options_(options),
+          reduce_early_(reduce_early),
           ranks_(*model.mesh()->pp()),
           schedule_(ranks_.size(), model.num_stages() / ranks_.size(), static_cast<int64_t>(batches.size())) {
     }
@@ -80,6 +81,7 @@ private:
         const Tensor seed = last ? Tensor{} : take(gradients_, place);
         const Kept kept = std::move(kept_.at(place));
         kept_.erase(place);
+        if (reduce_early_ && ++backward_done_ == batches_.size()) reduce_early_->reduce_next_backward();
         levin::backward(kept.output, seed);
         if (action.stage == 0) return {};
         return kept.input.gradient().to(model_.dtype()).contiguous();
@@ -113,6 +115,8 @@ private:
     const LanguageModel& model_;
     const std::vector<DeviceBatch>& batches_;
     const ops::CrossEntropyOptions& options_;
+    DataParallel* reduce_early_;  // null: the caller reduces when all is done
+    size_t backward_done_ = 0;
     Communicator& ranks_;
     const PipelineSchedule schedule_;
     std::map<Place, Message> activations_, gradients_;
@@ -152,9 +156,14 @@ std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<Dev
                                const ops::CrossEntropyOptions& options, DataParallel* data_parallel) {
     std::vector<Tensor> losses;
     if (model.num_stages() > 1) {
-        losses = Pipeline(model, batches, options).run();
+        // Gradients may be reduced during the last backward pass, unless stages take turns in it, or the
+        // other end of the pipeline has its part of one.
+        const bool one_stage = model.num_stages() == model.mesh()->layout().pp;
+        const bool joined = model.mesh()->ends() && model.config().tie_embeddings;
+        const bool early = one_stage && !joined;
+        losses = Pipeline(model, batches, options, early ? data_parallel : nullptr).run();
         join_tied_embedding(model);
-        if (data_parallel) data_parallel->reduce_next_backward();
+        if (data_parallel && !early) data_parallel->reduce_next_backward();
     } else {
         for (size_t i = 0; i < batches.size(); ++i) {
             const DeviceBatch& batch = batches[i];
