@@ -11,13 +11,16 @@ namespace levin::ops {
 
 namespace {
 
-int64_t default_chunk(const Tensor& weight) {
+int64_t default_chunk(const Tensor& weight, int64_t tokens) {
     // Each chunk adds to the whole weight gradient in accumulator precision, so on a GPU, where that traffic
     // counts against the memory rate, chunks are large (4096 tokens of 64000 bf16 logits); a CPU wants the
     // logits in its caches.
     const int64_t bytes = int64_t{weight.device().is_cpu() ? 32 : 512} << 20;
     const int64_t row = weight.dim(0) * static_cast<int64_t>(size_of(weight.dtype()));
-    return std::max<int64_t>(64, bytes / std::max<int64_t>(1, row) / 64 * 64);
+    const int64_t largest = std::max<int64_t>(64, bytes / std::max<int64_t>(1, row) / 64 * 64);
+    // Equal chunks: 32768 tokens in 8 of 4096, which tiles divide, not in 7 of 4160 and a rest.
+    const int64_t chunks = std::max<int64_t>(1, (tokens + largest - 1) / largest);
+    return std::min(largest, ((tokens + chunks - 1) / chunks + 63) / 64 * 64);
 }
 
 // C = op(A) B into rows of c.
@@ -58,7 +61,7 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
     if (want_weight && !weight.is_leaf()) dw_apart = Tensor::empty(w.shape(), acc, w.device());
 
     const int64_t chunk =
-        std::min(tokens, options.chunk_tokens > 0 ? options.chunk_tokens : default_chunk(w));
+        std::min(tokens, options.chunk_tokens > 0 ? options.chunk_tokens : default_chunk(w, tokens));
     Tensor logits;
     {
         MemoryScope scope(MemoryCategory::workspace);
