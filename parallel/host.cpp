@@ -86,4 +86,31 @@ int threads_for(const std::vector<std::vector<int>>& masks, size_t mine, std::op
     return std::max(1, static_cast<int>(std::floor(share + 1e-6)));
 }
 
+std::vector<int> parse_cpu_list(const std::string& list) {
+    std::vector<int> cpus;
+    std::istringstream items(list);
+    for (std::string item; std::getline(items, item, ',');) {
+        int low = 0, high = 0;
+        char dash = 0;
+        std::istringstream range(item);
+        if (!(range >> low)) break;
+        if (!(range >> dash >> high)) high = low;
+        for (int cpu = std::max(low, 0); cpu <= high && cpu < kMostCpus; ++cpu) cpus.push_back(cpu);
+    }
+    return cpus;
+}
+
+void stay_on(const std::vector<int>& cpus, int least) {
+    CpuSet now{}, next{};
+    if (sched_getaffinity(0, sizeof(now), now.data()) != 0) return;
+    int count = 0;
+    for (const int cpu : cpus)
+        if (CPU_ISSET_S(cpu, sizeof(now), now.data())) {
+            CPU_SET_S(cpu, sizeof(next), next.data());
+            ++count;
+        }
+    // A refusal leaves the mask as it was, which works as well.
+    if (count >= std::max(least, 1)) sched_setaffinity(0, sizeof(next), next.data());
+}
+
 }  // namespace levin

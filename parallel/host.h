@@ -20,4 +20,10 @@ std::optional<double> cpu_quota();
 // is divided evenly. `masks[i]` are the CPUs of process i. At least 1.
 int threads_for(const std::vector<std::vector<int>>& masks, size_t mine, std::optional<double> quota);
 
+// "0-3,8" as /sys writes lists of CPUs: {0, 1, 2, 3, 8}. Stops at what it cannot read.
+std::vector<int> parse_cpu_list(const std::string& list);
+// Keeps this thread, and those it starts, on those of its CPUs that are in `cpus`, unless fewer than `least`
+// are.
+void stay_on(const std::vector<int>& cpus, int least);
+
 }  // namespace levin

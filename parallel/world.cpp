@@ -2,10 +2,12 @@
 
 #include <omp.h>
 
+#include <cctype>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <fstream>
 #include <sstream>
 #include <thread>
 
@@ -132,6 +134,14 @@ void World::assign_gpu() {
             "{} ranks on {} share the GPU {}: each needs its own; start fewer ranks there, or let each "
             "see another one (CUDA_VISIBLE_DEVICES)",
             ranks, place_.host, gpus[r]);
+    if (place_.local_size > 1) {
+        // The cores of the GPU's own NUMA node: copies between host and GPU stay beside it.
+        std::string id = gpus[static_cast<size_t>(host_->rank())];
+        for (char& c : id) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+        std::string list;
+        if (std::getline(std::ifstream("/sys/bus/pci/devices/" + id + "/local_cpulist"), list))
+            stay_on(parse_cpu_list(list), place_.threads);
+    }
     if (routed_) routed_->connect(mine);
     gpu_ = mine;
 }

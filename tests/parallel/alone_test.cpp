@@ -83,5 +83,18 @@ TEST(Host, ThisMachine) {
     EXPECT_GT(cpu_quota().value_or(1), 0);
 }
 
+TEST(Host, CpuListsAsTheKernelWritesThem) {
+    EXPECT_EQ(parse_cpu_list("0-3,8\n"), (std::vector<int>{0, 1, 2, 3, 8}));
+    EXPECT_EQ(parse_cpu_list("5"), std::vector<int>{5});
+    EXPECT_TRUE(parse_cpu_list("").empty());
+    EXPECT_TRUE(parse_cpu_list("none").empty());
+    const std::vector<int> before = usable_cpus();
+    stay_on({before[0]}, 2);  // too few: as it was
+    EXPECT_EQ(usable_cpus(), before);
+    stay_on({before[0]}, 1);
+    EXPECT_EQ(usable_cpus(), std::vector<int>{before[0]});
+    clear_affinity();
+}
+
 }  // namespace
 }  // namespace levin
