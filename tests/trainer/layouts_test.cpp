@@ -19,7 +19,7 @@
 namespace levin {
 namespace {
 
-constexpr int64_t kSteps = 20, kLength = 33, kGlobalBatch = 8, kVocabulary = 37;
+constexpr int64_t kSteps = 20, kLength = 33, kGlobalBatch = 4, kVocabulary = 37;
 
 struct Subject {
     std::string name;
@@ -142,7 +142,7 @@ std::vector<double> train(const Subject& subject, DType dtype, const std::shared
         data_parallel = std::make_unique<DataParallel>(variables, mesh->replicas(), options);
     }
     Optimizer optimizer(model, {.clip_grad_norm = 1.0}, data_parallel.get());
-    const int64_t dp = setting.layout.dp, micro_batch = dp > 1 ? 1 : 2;
+    const int64_t dp = setting.layout.dp, micro_batch = dp * setting.layout.pp > 1 ? 1 : 2;
     std::vector<double> numbers;
     for (int64_t step = 0; step < kSteps; ++step) {
         std::vector<DeviceBatch> batches;
