@@ -38,7 +38,10 @@ EvaluationResult evaluate(const LanguageModel& model, const Loader& loader, int6
             extra ? loader.batch(0, 1) : loader.batch(first, std::min(micro_batch, samples - first)),
             model.device(), mesh);
         const Variable hidden = run_forward(model, batch);
-        if (hidden.defined()) sum += model.loss_of(hidden, batch.targets, {}).loss.value().item();
+        const double loss =
+            hidden.defined() ? model.loss_of(hidden, batch.targets, {}).loss.value().item() : 0.0;
+        if (extra) continue;
+        sum += loss;
         tokens += static_cast<double>(batch.counted);
     }
     sum = sum_over(summed, sum);

@@ -122,13 +122,14 @@ private:
     }
 
     // This rank's part of parameter i from the ranges that it and its replicas keep (ZeRO).
-    template <class Range>
-    Tensor joined(size_t i, const std::vector<Range>& ranges, Tensor Range::*field) const {
+    template <class Range, class Part>
+    Tensor joined(size_t i, const std::vector<Range>& ranges, const Part& part) const {
         const Parameter& parameter = model_.parameters()[i];
         Tensor flat =
             Tensor::zeros({element_count(parameter.shard.shape)}, accumulator_of(model_.dtype()), device_);
         for (const Range& range : ranges)
-            if (range.parameter == i) flat.narrow(0, range.start, range.count).copy_from(range.*field);
+            if (range.parameter == i)
+                flat.narrow(0, range.start, range.count).copy_from(std::invoke(part, range));
         if (data_parallel_ && data_parallel_->stage() > 0) mesh_->replicas()->all_reduce(flat);
         return flat.view(parameter.shard.shape);
     }
@@ -314,7 +315,11 @@ private:
         row("grad_norm", norm_error, bounds_.trajectory_norm, note);
         row("learning_rate", rate_error, 1e-6, note);  // the file holds it in f32
         compare_pieces(
-            "final.", [&](size_t i) { return joined(i, optimizer.ranges(), &OptimizerRange::master); },
+            "final.",
+            [&](size_t i) {
+                return joined(i, optimizer.ranges(),
+                              [&](const OptimizerRange& range) { return optimizer.master_of(range); });
+            },
             bounds_.final_weights);
     }
 

@@ -33,7 +33,7 @@ TEST_F(WrongInput, InTheConfiguration) {
     expect_refused(train_with("trainer.global_batch=3"), {"global_batch"});
     expect_refused(train_with("model.glu_activation=exp"), {"glu_activation", "silu"});
     expect_refused(train_with("parallel.tp=2"), {"parallel.tp"});
-    expect_refused(train_with("parallel.zero=1"), {"parallel.zero"});
+    expect_refused(train_with("parallel.zero=4"), {"parallel.zero", "4"});
     expect_refused(levin() + " train " + (folder_ / "missing.yaml"), {"missing.yaml"});
     expect_refused(levin() + " train " + source_folder() + "/configs/tiny.yaml data.train=x", {"run.folder"});
     EXPECT_FALSE(std::filesystem::exists(folder_ / "run"));
