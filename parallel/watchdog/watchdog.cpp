@@ -104,7 +104,8 @@ struct Watchdog::Thread {
     // Ends this process; `says`: this rank prints the message.
     [[noreturn]] void end_process(const std::string& text, bool says) {
         std::signal(SIGTERM, SIG_IGN);  // mpirun may already be ending us, and the message comes first
-        if (says && keep_message(text)) {
+        // The judge speaks in any case: whoever kept a message first may be cut off, and nobody hears it.
+        if (says && (keep_message(text) || rank == 0)) {
             std::fprintf(stderr, "levin: %s\n", text.c_str());
             std::fflush(stderr);
         }
