@@ -3,9 +3,9 @@
 #include <algorithm>
 
 #include "core/ops.h"
+#include "core/ops/product.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
-#include "kernels/gemm.h"
 
 namespace levin::ops {
 
@@ -21,24 +21,6 @@ int64_t default_chunk(const Tensor& weight, int64_t tokens) {
     // Equal chunks: 32768 tokens in 8 of 4096, which tiles divide, not in 7 of 4160 and a rest.
     const int64_t chunks = std::max<int64_t>(1, (tokens + largest - 1) / largest);
     return std::min(largest, ((tokens + chunks - 1) / chunks + 63) / 64 * 64);
-}
-
-// C = op(A) B into rows of c.
-void product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, Tensor c, double beta) {
-    kernels::gemm(a.stream(), {.transpose_a = transpose_a,
-                               .transpose_b = transpose_b,
-                               .m = c.rows(),
-                               .n = c.dim(-1),
-                               .k = transpose_a ? a.rows() : a.dim(-1),
-                               .dtype = a.dtype(),
-                               .c_dtype = c.dtype(),
-                               .a = a.data(),
-                               .lda = a.row_stride(),
-                               .b = b.data(),
-                               .ldb = b.row_stride(),
-                               .c = c.data(),
-                               .ldc = c.row_stride(),
-                               .beta = beta});
 }
 
 }  // namespace
@@ -70,7 +52,7 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
     for (int64_t start = 0; start < tokens; start += chunk) {
         const int64_t rows = std::min(chunk, tokens - start);
         const Tensor h_rows = h.narrow(0, start, rows), z = logits.narrow(0, 0, rows);
-        product(h_rows, false, w, true, z, 0);
+        product(h_rows, false, w, true, z);
         kernels::cross_entropy(h.stream(), {.rows = rows,
                                             .vocab = vocab,
                                             .dtype = h.dtype(),
@@ -80,7 +62,7 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
                                             .stride = z.row_stride(),
                                             .targets = targets.narrow(0, start, rows).data<int32_t>(),
                                             .loss = losses.narrow(0, start, rows).data()});
-        if (want_hidden) product(z, false, w, false, dh.narrow(0, start, rows), 0);
+        if (want_hidden) product(z, false, w, false, dh.narrow(0, start, rows));
         if (want_weight && weight.is_leaf()) {
             accumulate_gradient(weight,
                                 [&](Tensor& dw, double beta) { product(z, true, h_rows, false, dw, beta); });

@@ -1,11 +1,14 @@
 // ops/linear_cross_entropy.cpp with the columns of the logits divided over ranks.
 #include <algorithm>
 
+#include "core/ops/product.h"
 #include "kernels/rank_parts.h"
 #include "parallel/tensor_parallel/ops.h"
-#include "parallel/tensor_parallel/product.h"
 
 namespace levin::tensor_parallel {
+
+using ops::product;
+using ops::sum_rows;
 
 namespace {
 

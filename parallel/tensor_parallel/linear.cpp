@@ -1,7 +1,11 @@
+#include "core/ops/product.h"
 #include "parallel/tensor_parallel/ops.h"
-#include "parallel/tensor_parallel/product.h"
 
 namespace levin::tensor_parallel {
+
+using ops::add_bias;
+using ops::product;
+using ops::sum_rows;
 
 namespace {
 

@@ -5,7 +5,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/gemm.h"
 
-namespace levin::tensor_parallel {
+namespace levin::ops {
 
 inline void product(const Tensor& a, bool transpose_a, const Tensor& b, bool transpose_b, const Tensor& c,
                     double beta = 0) {
@@ -48,4 +48,4 @@ inline void sum_rows(const Tensor& dy, const Tensor& sum, double beta) {
                                       .beta = beta});
 }
 
-}  // namespace levin::tensor_parallel
+}  // namespace levin::ops
