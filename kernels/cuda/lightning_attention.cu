@@ -2,6 +2,7 @@
 // scan.
 #include "kernels/backends.h"
 #include "kernels/cuda/column_reduce.cuh"
+#include "kernels/cuda/lightning_expand.h"
 #include "kernels/cuda/lightning_plan.h"
 #include "kernels/cuda/lightning_scan.cuh"
 #include "kernels/cuda/sm80_bf16_lightning_scan.h"
@@ -139,15 +140,19 @@ LightningFacts facts_of(const Stream& stream, const LightningForward& args) {
 }  // namespace
 
 int64_t lightning_states_to_keep(const Stream& stream, const LightningForward& args) {
-    return sm90_lightning_fits(args.shape, facts_of(stream, args)) ? sm90_states_to_keep(stream, args.shape)
-                                                                   : 0;
+    if (!sm90_lightning_fits(args.shape, facts_of(stream, args))) return 0;
+    return sm90_states_to_keep(stream, expanded_shape(args.shape));
 }
 
 void lightning_forward(const Stream& stream, const LightningForward& args) {
     check(args.shape);
     const LightningFacts facts = facts_of(stream, args);
-    if (sm90_lightning_fits(args.shape, facts)) return sm90_lightning_forward(stream, args);
-    if (mma_scan_fits(args.shape, facts)) return mma_lightning_forward(stream, args);
+    const bool hopper = sm90_lightning_fits(args.shape, facts);
+    if (hopper || mma_scan_fits(args.shape, facts)) {
+        const auto attention = hopper ? sm90_lightning_forward : mma_scan_forward;
+        return needs_expansion(args.shape) ? expanded_forward(stream, args, attention)
+                                           : attention(stream, args);
+    }
     by_type(args.shape.dtype, "lightning_forward",
             [&](auto tag) { forward<typename decltype(tag)::type>(stream, args); });
 }
@@ -161,8 +166,12 @@ void lightning_backward(const Stream& stream, const LightningBackward& args) {
                                                    {args.dq, args.dq_stride},
                                                    {args.dk, args.dk_stride},
                                                    {args.dv, args.dv_stride}});
-    if (sm90_lightning_fits(args.shape, facts)) return sm90_lightning_backward(stream, args);
-    if (mma_scan_fits(args.shape, facts)) return mma_lightning_backward(stream, args);
+    const bool hopper = sm90_lightning_fits(args.shape, facts);
+    if (hopper || mma_scan_fits(args.shape, facts)) {
+        const auto attention = hopper ? sm90_lightning_backward : mma_scan_backward;
+        return needs_expansion(args.shape) ? expanded_backward(stream, args, attention)
+                                           : attention(stream, args);
+    }
     by_type(args.shape.dtype, "lightning_backward",
             [&](auto tag) { backward<typename decltype(tag)::type>(stream, args); });
 }

@@ -14,22 +14,28 @@ struct LightningFacts {
     bool hopper = false;   // compute capability 9.0: wgmma and the copy engine
 };
 
-// The Hopper kernels take bf16 heads of 32 to 128 columns, a multiple of 8, without LRPE, activations none or
-// silu.
+// The Hopper kernels take bf16 heads of 32 to 128 columns, a multiple of 8 (with LRPE the keys grow to twice
+// that), any activation on q and k, none or silu on v.
 bool sm90_lightning_fits(const LightningShape& shape, const LightningFacts& facts);
 
-// The tensor-core scan takes bf16 heads of 32 to 128 columns, a multiple of 8 (with LRPE the keys grow to
-// twice that), any activation on q and k, none or silu on v.
+// The mma.sync scan takes the same with decays of any steepness, on sm_80 and later.
 bool mma_scan_fits(const LightningShape& shape, const LightningFacts& facts);
-// LRPE and activations other than silu are applied to q and k by kernels of their own before the scan.
-bool mma_scan_needs_expansion(const LightningShape& shape);
 
-// How a sequence is cut so that few long sequences still fill the chip: `segments` pieces of `segment_length`
-// tokens (the last one shorter), each scanned by its own block once the states between them are known.
+// LRPE and activations of q and k other than silu are applied by kernels of their own (lightning_expand.h),
+// which leave attention of the second shape: q and k [.., heads, key_width], activated, no theta.
+bool needs_expansion(const LightningShape& shape);
+LightningShape expanded_shape(const LightningShape& shape);
+
+// How a sequence is cut so that few long sequences still fill the chip: a piece of first_length tokens,
+// others of segment_length (the last one may be shorter), each scanned by its own block once the states
+// between them are known.
 struct SegmentPlan {
-    int64_t segments, segment_length;
+    int64_t segments, segment_length, first_length;
 };
-// `chains`: sequences x heads x column slices x scans in one launch; `resident`: blocks that run at once.
+// Equal pieces. `chains`: sequences x heads x column slices x scans in one launch; `resident`: blocks that
+// run at once.
 SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident);
+// The first piece is longer: its block starts while the others' states are being made.
+SegmentPlan plan_unequal_segments(int64_t chains, int64_t length, int64_t resident);
 
 }  // namespace levin::kernels::cuda

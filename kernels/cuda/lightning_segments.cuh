@@ -9,8 +9,8 @@ struct StatesBetween {
     const float* initial;  // element (a, b) of a chain's state at a * initial_row + b * initial_column;
                            // nullptr: zero
     float* between;        // [chain, segment, rows, columns]: what the segment adds in, its start state out
-    const float* slopes;
-    int64_t heads, segments, segment_length, rows, columns, initial_row, initial_column;
+    const float* slopes;   // one for `parts` heads that follow each other
+    int64_t heads, parts, segments, first_length, segment_length, rows, columns, initial_row, initial_column;
 };
 
 // blockIdx.y: the chain. One thread walks the segments of four neighbouring elements of a row.
@@ -19,8 +19,11 @@ static __global__ void states_between_kernel(const __grid_constant__ StatesBetwe
     const int64_t size = args.rows * args.columns;
     if (element >= size) return;
     const int64_t a = element / args.columns, b = element % args.columns;
-    const float decay =
-        static_cast<float>(exp(-static_cast<double>(args.slopes[chain % args.heads]) * args.segment_length));
+    const double slope = args.slopes[chain % args.heads / args.parts];
+    const auto over = [&](int64_t tokens) {
+        return static_cast<float>(exp(-slope * static_cast<double>(tokens)));
+    };
+    const float over_first = over(args.first_length), over_next = over(args.segment_length);
     float state[4] = {};
     if (args.initial)
 #pragma unroll
@@ -41,6 +44,7 @@ static __global__ void states_between_kernel(const __grid_constant__ StatesBetwe
                 make_float4(state[0], state[1], state[2], state[3]);
             if (segment + i + 1 == args.segments) break;
             const float4& x = added[i];
+            const float decay = segment + i == 0 ? over_first : over_next;
             state[0] = decay * state[0] + x.x, state[1] = decay * state[1] + x.y;
             state[2] = decay * state[2] + x.z, state[3] = decay * state[3] + x.w;
         }

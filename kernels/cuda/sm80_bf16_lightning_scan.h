@@ -7,12 +7,8 @@
 
 namespace levin::kernels::cuda {
 
-// Both require mma_scan_fits (lightning_plan.h). LRPE and activations that the scan does not know are applied
-// to q and k beforehand, in scratch memory.
-void mma_lightning_forward(const Stream& stream, const LightningForward& args);
-void mma_lightning_backward(const Stream& stream, const LightningBackward& args);
-
-// The scan alone: no theta, activations none or silu, key_dim up to 256.
+// Shapes of mma_scan_fits, expanded (lightning_plan.h): no theta, activations none or silu, key_dim up to
+// 256.
 void mma_scan_forward(const Stream& stream, const LightningForward& args);
 void mma_scan_backward(const Stream& stream, const LightningBackward& args);
 

@@ -1,4 +1,5 @@
-// Lightning attention on Hopper (sm_90a): bf16 heads of up to 128 columns, activations none or silu, no LRPE.
+// Lightning attention on Hopper (sm_90a): bf16 heads of up to 128 columns, keys up to 256, activations none
+// or silu.
 #pragma once
 
 #include "kernels/base/stream.h"
@@ -6,7 +7,7 @@
 
 namespace levin::kernels::cuda {
 
-// Both require sm90_lightning_fits (lightning_plan.h).
+// Shapes of sm90_lightning_fits, expanded (lightning_plan.h).
 void sm90_lightning_forward(const Stream& stream, const LightningForward& args);
 void sm90_lightning_backward(const Stream& stream, const LightningBackward& args);
 int64_t sm90_states_to_keep(const Stream& stream, const LightningShape& shape);

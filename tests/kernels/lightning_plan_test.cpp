@@ -41,11 +41,13 @@ TEST(LightningPlan, HopperTakesWhatItsKernelsKnow) {
     const float theta = 1;
     LightningShape other = shape(128, 128);
     other.theta = &theta;
-    EXPECT_FALSE(sm90_lightning_fits(other, kNew));
+    EXPECT_TRUE(sm90_lightning_fits(other, kNew));
     other = shape(128, 128);
     other.qk_activation = Activation::relu;
+    EXPECT_TRUE(sm90_lightning_fits(other, kNew));
+    other.v_activation = Activation::relu;
     EXPECT_FALSE(sm90_lightning_fits(other, kNew));
-    other.qk_activation = Activation::none;
+    other.v_activation = Activation::none;
     other.dtype = DType::f32;
     EXPECT_FALSE(sm90_lightning_fits(other, kNew));
     other = shape(128, 128);
@@ -60,16 +62,20 @@ TEST(LightningPlan, HopperTakesWhatItsKernelsKnow) {
 TEST(LightningPlan, RotaryKeysAreWide) {
     const float theta = 1;
     LightningShape wide = shape(128, 128);
-    EXPECT_FALSE(mma_scan_needs_expansion(wide));
+    EXPECT_FALSE(needs_expansion(wide));
+    EXPECT_EQ(expanded_shape(wide).qk_activation, Activation::silu);
     wide.theta = &theta;
-    EXPECT_TRUE(mma_scan_needs_expansion(wide));
+    EXPECT_TRUE(needs_expansion(wide));
+    EXPECT_EQ(expanded_shape(wide).key_dim, 256);
+    EXPECT_EQ(expanded_shape(wide).qk_activation, Activation::none);
+    EXPECT_FALSE(needs_expansion(expanded_shape(wide)));
     EXPECT_TRUE(mma_scan_fits(wide, kHopper));
     EXPECT_FALSE(mma_scan_fits(wide, kAmpere));
     wide.key_dim = 64;
     EXPECT_TRUE(mma_scan_fits(wide, kAmpere));
     LightningShape relu = shape(64, 64);
     relu.qk_activation = Activation::relu;
-    EXPECT_TRUE(mma_scan_needs_expansion(relu));
+    EXPECT_TRUE(needs_expansion(relu));
 }
 
 TEST(LightningPlan, SegmentsFillTheChip) {
@@ -85,6 +91,28 @@ TEST(LightningPlan, SegmentsFillTheChip) {
             EXPECT_GE(plan.segments * plan.segment_length, length);
             EXPECT_LT((plan.segments - 1) * plan.segment_length, length);
         }
+    // With a longer first one: as long as the others and the making of their states.
+    EXPECT_EQ(plan_unequal_segments(256, 1024, 132).segments, 1);
+    for (const int64_t chains : {1, 16, 32, 48})
+        for (const int64_t length : {4096, 5000, 16384, 1 << 20}) {
+            const SegmentPlan plan = plan_unequal_segments(chains, length, 132);
+            const int64_t rest = length - plan.first_length - (plan.segments - 2) * plan.segment_length;
+            EXPECT_GT(plan.segments, 1) << chains << " chains of " << length;
+            EXPECT_EQ(plan.segment_length % 64, 0);
+            EXPECT_EQ(plan.first_length % 64, 0);
+            EXPECT_GE(plan.segment_length, 384);
+            EXPECT_LE(plan.segments * chains, 132);
+            const double ideal =
+                1.35 * static_cast<double>(length) / (static_cast<double>(plan.segments) + 0.35);
+            EXPECT_LE(static_cast<double>(plan.first_length), 1.15 * ideal);
+            EXPECT_LE(1.35 * static_cast<double>(plan.segment_length), 1.15 * ideal);
+            EXPECT_GT(rest, 0);
+            EXPECT_LE(rest, plan.segment_length);
+        }
+    EXPECT_EQ(plan_unequal_segments(32, 8192, 132).segments, 4);
+    EXPECT_EQ(plan_unequal_segments(16, 16384, 132).segments, 8);
+    EXPECT_EQ(plan_unequal_segments(96, 16384, 132).segments, 1);
+    EXPECT_EQ(plan_unequal_segments(1, 1, 132).segments, 1);
     // A second wave costs more than the halves save.
     EXPECT_EQ(plan_segments(96, 16384, 132).segments, 1);
     // Too short to cut.
