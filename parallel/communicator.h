@@ -32,6 +32,13 @@ public:
 };
 using Pending = std::shared_ptr<Work>;
 
+// How the ranks of a split talk to each other.
+struct GroupOptions {
+    // NCCL: at most so many of a GPU's multiprocessors work for this group, the others are left to what
+    // computes beside it. 0: NCCL's choice.
+    int max_ctas = 0;
+};
+
 class Communicator {
 public:
     virtual ~Communicator() = default;
@@ -76,7 +83,10 @@ public:
 
     // A communicator of the ranks that gave the same colour, ordered by (key, rank); null for colour < 0.
     // Collective, with nothing in flight. `name` says what the part is: "dp", "tp".
-    virtual std::shared_ptr<Communicator> split(int color, int key, const std::string& name) = 0;
+    std::shared_ptr<Communicator> split(int color, int key, const std::string& name,
+                                        const GroupOptions& options = {}) {
+        return do_split(color, key, name, options);
+    }
 
     // Ends every rank of the job now, with this exit status. Never waits for a peer.
     [[noreturn]] virtual void abort(int status) noexcept = 0;
@@ -84,6 +94,8 @@ public:
 protected:
     Communicator(int rank, int size, std::string name) : rank_(rank), size_(size), name_(std::move(name)) {}
 
+    virtual std::shared_ptr<Communicator> do_split(int color, int key, const std::string& name,
+                                                   const GroupOptions& options) = 0;
     // Arguments are checked before these are called.
     virtual Pending do_all_reduce(const Tensor& tensor, ReduceOp op) = 0;
     virtual Pending do_all_gather(const Tensor& part, const Tensor& whole) = 0;

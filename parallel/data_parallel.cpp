@@ -9,8 +9,9 @@ namespace levin {
 
 namespace {
 
-// Reductions under way whose buckets are still in memory, from stage 2 on.
-constexpr size_t kBucketsInFlight = 2;
+// Reductions under way whose buckets are still in memory, from stage 2 on: at least two, and more up to these
+// bytes. Backward then goes on while a reduction queues behind the parameters of a layer (stage 3).
+constexpr size_t kBucketsInFlight = 2, kBytesInFlight = size_t{512} << 20;
 
 // Makes the gradient of a parameter that took no part exist, as zero, through the graph like any other.
 void add_nothing(const Variable& parameter) {
@@ -31,6 +32,7 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
     : parameters_(std::move(parameters)),
       ranks_(std::move(ranks)),
       stage_(options.stage),
+      reduce_in_bf16_(options.reduce_in_bf16),
       bucket_of_(parameters_.size()),
       ready_(parameters_.size(), false) {
     LEVIN_CHECK(stage_ >= 0 && stage_ <= 3, "data parallel", "there is no stage {}", stage_);
@@ -100,7 +102,7 @@ void DataParallel::give_back(Bucket& bucket) {
 void DataParallel::reduce_next_backward() {
     LEVIN_CHECK(!armed_, "data parallel", "finish() is due before the next update");
     armed_ = true;
-    next_ = retired_ = 0;
+    next_ = retired_ = bytes_in_flight_ = 0;
     std::fill(ready_.begin(), ready_.end(), false);
     for (Bucket& bucket : buckets_) bucket.missing = bucket.plan.places.size();
 }
@@ -117,16 +119,37 @@ void DataParallel::ready(size_t parameter) {
     ranks_->progress();
 }
 
+void DataParallel::start(Bucket& bucket) {
+    Tensor whole = bucket.gradients, share = bucket.gradient_share;
+    if (reduce_in_bf16_ && whole.dtype() == DType::f32) {
+        const MemoryScope scope(MemoryCategory::gradients);
+        whole = whole.to(DType::bf16);
+        share = whole.narrow(0, ranks_->rank() * share.count(), share.count());
+        bucket.rounded = stage_ == 0 ? whole : share;
+        if (stage_ >= 2) give_back(bucket);
+    }
+    bucket.work = stage_ == 0 ? ranks_->start_all_reduce(whole) : ranks_->start_reduce_scatter(whole, share);
+}
+
+void DataParallel::complete(Bucket& bucket) {
+    bucket.work->wait();
+    bucket.work.reset();
+    if (bucket.rounded.defined()) {
+        (stage_ == 0 ? bucket.gradients : bucket.gradient_share).copy_from(bucket.rounded);
+        bucket.rounded = {};
+    } else if (stage_ >= 2) {
+        give_back(bucket);
+    }
+}
+
 void DataParallel::start_ready_buckets() {
     for (; next_ < buckets_.size() && buckets_[next_].missing == 0; ++next_) {
-        Bucket& bucket = buckets_[next_];
-        bucket.work = stage_ == 0 ? ranks_->start_all_reduce(bucket.gradients)
-                                  : ranks_->start_reduce_scatter(bucket.gradients, bucket.gradient_share);
+        start(buckets_[next_]);
         if (stage_ < 2) continue;
-        for (; retired_ + kBucketsInFlight <= next_; ++retired_) {
-            buckets_[retired_].work->wait();
-            buckets_[retired_].work.reset();
-            give_back(buckets_[retired_]);
+        bytes_in_flight_ += buckets_[next_].gradients.bytes();
+        while (retired_ + kBucketsInFlight <= next_ && bytes_in_flight_ > kBytesInFlight) {
+            bytes_in_flight_ -= buckets_[retired_].gradients.bytes();
+            complete(buckets_[retired_++]);
         }
     }
 }
@@ -142,12 +165,7 @@ void DataParallel::finish() {
         else
             add_nothing(parameters_[i]);
     }
-    for (; retired_ < buckets_.size(); ++retired_) {
-        Bucket& bucket = buckets_[retired_];
-        bucket.work->wait();
-        bucket.work.reset();
-        if (stage_ >= 2) give_back(bucket);
-    }
+    for (; retired_ < buckets_.size(); ++retired_) complete(buckets_[retired_]);
     armed_ = false;
 }
 

@@ -11,6 +11,9 @@
 //   stage 2   as 1, and a bucket's memory is given back once it is reduced
 //   stage 3   as 2, and a rank keeps its share of the parameters alone; the others' are gathered ahead of use
 //             and given back after (parameter_gatherer.h)
+//
+// f32 gradients may cross between the ranks as bf16: half the traffic. A rank's sum over its micro-batches is
+// rounded once before; over MPI the sum of the ranks is formed in f32 and rounded once. The buckets stay f32.
 #pragma once
 
 #include <memory>
@@ -40,6 +43,7 @@ public:
         // By parameter, for stage 3: parameters with the same number are used together (a layer). Empty: one
         // unit.
         std::vector<int64_t> units = {};
+        bool reduce_in_bf16 = false;  // f32 gradients; those in f64 stay as they are
     };
     // `parameters` in the order the forward pass uses them; each becomes the owner of a gradient buffer and a
     // hook. From stage 1 on their values move into buckets as well.
@@ -86,11 +90,14 @@ private:
         Tensor gradient_share;  // this rank's part: of `gradients`, or from stage 2 on its own memory
         Tensor values;          // from stage 1 on
         Tensor value_share;     // this rank's part: of `values`, or at stage 3 its own memory
-        size_t missing = 0;     // gradients not complete yet
+        Tensor rounded;  // in flight as bf16: the sums that come, those of `gradient_share` from stage 1 on
+        size_t missing = 0;  // gradients not complete yet
         Pending work;
     };
     void ready(size_t parameter);
     void start_ready_buckets();
+    void start(Bucket& bucket);
+    void complete(Bucket& bucket);
     void give_back(Bucket& bucket);
     void move_values(Bucket& bucket);
     std::vector<OwnedRange> ranges(const Bucket& bucket, int rank, bool local) const;
@@ -98,12 +105,14 @@ private:
     std::vector<Variable> parameters_;
     std::shared_ptr<Communicator> ranks_;
     int stage_;
+    bool reduce_in_bf16_;
     std::vector<Bucket> buckets_;
     std::vector<size_t> bucket_of_;  // by parameter
     std::vector<bool> ready_;        // by parameter
     std::unique_ptr<ParameterGatherer> gatherer_;
     size_t next_ = 0;     // first bucket not started: they start in order, on every rank alike
     size_t retired_ = 0;  // first bucket whose reduction nobody waited for
+    size_t bytes_in_flight_ = 0;
     size_t started_early_ = 0;
     bool armed_ = false;
 };

@@ -34,8 +34,9 @@ int64_t index_of(const Layout& layout, const Coordinates& place);
 // coordinate.
 class Mesh {
 public:
-    // Collective over `all`. Throws Error(input) when the layout needs another number of ranks.
-    Mesh(std::shared_ptr<Communicator> all, const Layout& layout);
+    // Collective over `all`. Throws Error(input) when the layout needs another number of ranks. `replicas`:
+    // how replicas() talk, whose communication the computation hides; the other groups are waited for.
+    Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const GroupOptions& replicas = {});
 
     const Layout& layout() const { return layout_; }
     const Coordinates& place() const { return place_; }

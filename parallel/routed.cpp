@@ -29,11 +29,12 @@ Communicator& RoutedCommunicator::carrier(const Tensor& tensor) {
     return *gpu_->ranks;
 }
 
-std::shared_ptr<Communicator> RoutedCommunicator::split(int color, int key, const std::string& part) {
-    const std::shared_ptr<Communicator> host = host_->split(color, key, part);
+std::shared_ptr<Communicator> RoutedCommunicator::do_split(int color, int key, const std::string& part,
+                                                           const GroupOptions& options) {
+    const std::shared_ptr<Communicator> host = host_->split(color, key, part, options);
     const bool several = host && host->size() > 1;
     std::shared_ptr<nccl::GpuCommunicator> gpus;
-    if (gpu_) gpus = gpu_->ranks->split_gpus(color, key, several ? host.get() : nullptr);
+    if (gpu_) gpus = gpu_->ranks->split_gpus(color, key, several ? host.get() : nullptr, options);
     if (!several) return host;
     auto result = std::make_shared<RoutedCommunicator>(host);
     if (gpus) result->gpu_ = std::make_shared<Gpu>(Gpu{std::move(gpus)});

@@ -21,10 +21,11 @@ public:
     double seconds_alone(NcclCall call, const Tensor& whole, const Tensor& part, int64_t calls);
 
     void progress() override { host_->progress(); }
-    std::shared_ptr<Communicator> split(int color, int key, const std::string& name) override;
     [[noreturn]] void abort(int status) noexcept override;
 
 protected:
+    std::shared_ptr<Communicator> do_split(int color, int key, const std::string& name,
+                                           const GroupOptions& options) override;
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override;
     Pending do_all_gather(const Tensor& part, const Tensor& whole) override;
     Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp op) override;

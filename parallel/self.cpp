@@ -17,12 +17,13 @@ class SelfCommunicator : public Communicator {
 public:
     explicit SelfCommunicator(const std::string& name) : Communicator(0, 1, name) {}
 
-    std::shared_ptr<Communicator> split(int color, int, const std::string& part) override {
-        return color < 0 ? nullptr : make_self_communicator(name() + "." + part);
-    }
     [[noreturn]] void abort(int status) noexcept override { std::_Exit(status); }
 
 protected:
+    std::shared_ptr<Communicator> do_split(int color, int, const std::string& part,
+                                           const GroupOptions&) override {
+        return color < 0 ? nullptr : make_self_communicator(name() + "." + part);
+    }
     Pending do_all_reduce(const Tensor&, ReduceOp) override { return ended_; }
     Pending do_all_gather(const Tensor& part, const Tensor& whole) override { return copy(part, whole); }
     Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp) override {

@@ -83,17 +83,23 @@ struct CheckpointConfig {
     bool operator==(const CheckpointConfig&) const = default;
 };
 
+// What gradients are between ranks: as they are, or rounded to bf16.
+enum class GradientType { f32, bf16 };
+
 struct ParallelConfig {
     int64_t tp = 1, cp = 1, pp = 1;  // data parallelism takes the remaining ranks
     int64_t virtual_stages = 1;      // per pipeline rank
     int64_t zero = 0;
     int64_t bucket_mib = 64;  // gradients reduced together
+    GradientType gradient_dtype = GradientType::f32;
+    int64_t nccl_max_ctas = 0;  // 0: NCCL's choice
     bool operator==(const ParallelConfig&) const = default;
 };
 
 struct LogConfig {
     bool tensorboard = true;
     bool report = true;
+    bool communication = true;  // comm_ms and its kin in metrics.jsonl
     bool operator==(const LogConfig&) const = default;
 };
 
@@ -142,6 +148,8 @@ template <>
 std::span<const EnumName<Recompute>> enum_names();
 template <>
 std::span<const EnumName<ScheduleType>> enum_names();
+template <>
+std::span<const EnumName<GradientType>> enum_names();
 template <>
 std::span<const EnumName<DeviceType>> enum_names();
 template <>

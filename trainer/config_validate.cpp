@@ -27,6 +27,10 @@ void validate(const Config& config) {
         "model.position: "
         "absolute; raise model.max_position or shorten the sequences",
         trainer.sequence_length, config.model.max_position);
+    LEVIN_REQUIRE(
+        config.trainer.precision != DType::f64 || config.parallel.gradient_dtype == GradientType::f32, where,
+        "parallel.gradient_dtype is bf16 with trainer.precision f64, whose gradients cross between ranks "
+        "in f64; leave gradient_dtype at f32, or train in f32 or bf16");
     const double least = config.optimizer.final_learning_rate();
     LEVIN_REQUIRE(least <= config.optimizer.learning_rate, where,
                   "optimizer.min_learning_rate is {} and optimizer.learning_rate is {}: the schedule falls, "

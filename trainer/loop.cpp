@@ -18,6 +18,7 @@
 #include "parallel/agreement.h"
 #include "parallel/data_parallel.h"
 #include "parallel/watchdog/activity.h"
+#include "trainer/communication.h"
 #include "trainer/evaluation.h"
 #include "trainer/events.h"
 #include "trainer/metrics.h"
@@ -67,7 +68,9 @@ public:
           device_(world.device(config.trainer.device)),
           data_(std::make_shared<Dataset>(dataset_specs(config.data.train))),
           loader_(data_, loader_options(config, true)),
-          mesh_(std::make_shared<Mesh>(world.communicator(), layout_of(config, world.size()))),
+          mesh_(std::make_shared<Mesh>(
+              world.communicator(), layout_of(config, world.size()),
+              GroupOptions{.max_ctas = static_cast<int>(config.parallel.nccl_max_ctas)})),
           model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages),
           data_parallel_(start_model(config)),
           optimizer_(model_, adamw_settings(config), data_parallel_.get()) {
@@ -75,6 +78,7 @@ public:
             validation_.emplace(std::make_shared<Dataset>(dataset_specs(config.data.validation)),
                                 loader_options(config, false));
         model_.set_recomputation(recomputation_of(config.trainer.recompute));
+        if (config.log.communication && ranks_.size() > 1) meter_.emplace();
     }
 
     TrainingEnd run() {
@@ -110,7 +114,8 @@ private:
         std::vector<Variable> variables;
         DataParallel::Options options{.bucket_bytes = static_cast<size_t>(config.parallel.bucket_mib) << 20,
                                       .stage = static_cast<int>(config.parallel.zero),
-                                      .units = {}};
+                                      .units = {},
+                                      .reduce_in_bf16 = config.parallel.gradient_dtype == GradientType::bf16};
         for (Parameter& parameter : model_.parameters()) {
             variables.push_back(parameter.variable);
             options.units.push_back(parameter.spec.layer);
@@ -226,6 +231,8 @@ private:
         // up, and a checkpoint is only written after the step before it proved finite.
         std::optional<Underway> underway;
         while (step_ < t.steps) {
+            // What an evaluation or a checkpoint said belongs to no step.
+            if (meter_ && !underway) meter_->take(device_.type);
             Underway next = update(prefetcher, accumulation);
             if (underway) conclude(*underway);
             underway = std::move(next);
@@ -280,6 +287,7 @@ private:
         const double rate = row.tokens_per_second * config_.model.flops_per_token(t.sequence_length);
         peak_ = std::max(peak_, rate);  // a peak measured while the machine was busy is too low
         row.mfu = rate / peak_;
+        if (meter_) add_communication(row, *meter_, *mesh_, device_.type);
     }
 
     void conclude(Underway& step) {
@@ -345,6 +353,7 @@ private:
                 {"throughput/tokens_per_second", row.tokens_per_second},
                 {"throughput/mfu", row.mfu}};
             if (row.validation_loss) scalars.emplace_back("loss/validation", *row.validation_loss);
+            if (row.exposed_comm_ms) scalars.emplace_back("throughput/exposed_comm_ms", *row.exposed_comm_ms);
             events_->write(row.step, scalars);
         }
         progress_->update(row, row.step);
@@ -405,6 +414,7 @@ private:
     int64_t step_ = 0, saved_step_ = 0, tokens_ = 0;
     std::array<Readout, 2> readouts_{Readout(device_), Readout(device_)};
     Clock::time_point last_end_{};
+    std::optional<CommunicationMeter> meter_;
 };
 
 }  // namespace

@@ -26,6 +26,12 @@ struct Field {
     double StepMetrics::*member;
     bool timing;
 };
+// Missing in a row that has no value.
+struct OptionalField {
+    std::string_view name;
+    std::optional<double> StepMetrics::*member;
+    bool timing;
+};
 
 constexpr std::array<Field, 8> fields = {{
     {"loss", &StepMetrics::loss, false},
@@ -37,6 +43,15 @@ constexpr std::array<Field, 8> fields = {{
     {"data_wait_ms", &StepMetrics::data_wait_ms, true},
     {"peak_memory_gib", &StepMetrics::peak_memory_gib, true},
 }};
+constexpr std::array<OptionalField, 7> optional_fields = {{
+    {"validation_loss", &StepMetrics::validation_loss, false},
+    {"comm_ms", &StepMetrics::comm_ms, true},
+    {"exposed_comm_ms", &StepMetrics::exposed_comm_ms, true},
+    {"exposed_dp_ms", &StepMetrics::exposed_dp_ms, true},
+    {"exposed_tp_ms", &StepMetrics::exposed_tp_ms, true},
+    {"exposed_cp_ms", &StepMetrics::exposed_cp_ms, true},
+    {"exposed_pp_ms", &StepMetrics::exposed_pp_ms, true},
+}};
 
 std::string number(double value) { return std::isfinite(value) ? fmt::format("{}", value) : "null"; }
 
@@ -44,6 +59,8 @@ std::string number(double value) { return std::isfinite(value) ? fmt::format("{}
 
 bool is_timing_field(const std::string& name) {
     for (const Field& field : fields)
+        if (field.name == name) return field.timing;
+    for (const OptionalField& field : optional_fields)
         if (field.name == name) return field.timing;
     return false;
 }
@@ -54,9 +71,11 @@ std::string to_json(const StepMetrics& row) {
         for (const Field& field : fields)
             if (field.timing == timing)
                 text += fmt::format(",\"{}\":{}", field.name, number(row.*field.member));
+        for (const OptionalField& field : optional_fields)
+            if (field.timing == timing && row.*field.member)
+                text += fmt::format(",\"{}\":{}", field.name, number(*(row.*field.member)));
     };
     add(false);
-    if (row.validation_loss) text += ",\"validation_loss\":" + number(*row.validation_loss);
     add(true);
     return text + "}";
 }
@@ -74,8 +93,8 @@ std::optional<StepMetrics> parse_metrics_row(const std::string& line) {
     };
     for (const Field& field : fields)
         if (const auto found = json.find(field.name); found != json.end()) row.*field.member = read(*found);
-    if (const auto found = json.find("validation_loss"); found != json.end())
-        row.validation_loss = read(*found);
+    for (const OptionalField& field : optional_fields)
+        if (const auto found = json.find(field.name); found != json.end()) row.*field.member = read(*found);
     return row;
 }
 

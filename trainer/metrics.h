@@ -22,10 +22,13 @@ struct StepMetrics {
     double mfu = 0;  // share of the device's peak, 0 .. 1
     double data_wait_ms = 0;
     double peak_memory_gib = 0;
+    // Several ranks, means over them: communication under way, and the part of the step that waited for it
+    // (parallel/communication_meter.h); the latter also for each axis of the layout.
+    std::optional<double> comm_ms, exposed_comm_ms;
+    std::optional<double> exposed_dp_ms, exposed_tp_ms, exposed_cp_ms, exposed_pp_ms;
 };
 
-// Is this field of a row measured time or memory (step_ms, tokens_per_second, mfu, data_wait_ms,
-// peak_memory_gib)?
+// Is this field of a row measured time or memory (step_ms and what follows it)?
 bool is_timing_field(const std::string& name);
 
 // A row without line end. Numbers have the fewest digits that read back to the same double; NaN and infinity,

@@ -115,6 +115,9 @@ std::string run_json(const ReportRun& run) {
     add("tokens_per_second", [](const StepMetrics& row) { return row.tokens_per_second; });
     add("mfu", [](const StepMetrics& row) { return 100 * row.mfu; });
     add("data_wait_ms", [](const StepMetrics& row) { return row.data_wait_ms; });
+    add("exposed_comm_ms", [](const StepMetrics& row) {
+        return row.exposed_comm_ms.value_or(std::numeric_limits<double>::lowest());
+    });
     return text + "}}";
 }
 

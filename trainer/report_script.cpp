@@ -103,6 +103,8 @@ function drawAll() {
     any('mfu') ? new Chart('MFU', 'percent of peak', curve('mfu'), { zero: true })
       : new Chart('Waiting for data', 'ms per step', curve('data_wait_ms'), { zero: true }),
   ];
+  if (any('exposed_comm_ms'))
+    list.push(new Chart('Exposed communication', 'ms per step', curve('exposed_comm_ms'), { zero: true }));
   page.append(element('div', { class: 'charts' }, ...list.map(chart => chart.card)));
 }
 

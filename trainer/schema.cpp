@@ -16,6 +16,7 @@ LEVIN_ENUM_NAMES(Recompute, {Recompute::none, "none"}, {Recompute::selective, "s
                  {Recompute::full, "full"})
 LEVIN_ENUM_NAMES(ScheduleType, {ScheduleType::cosine, "cosine"}, {ScheduleType::linear, "linear"},
                  {ScheduleType::constant, "constant"}, {ScheduleType::wsd, "wsd"})
+LEVIN_ENUM_NAMES(GradientType, {GradientType::f32, "f32"}, {GradientType::bf16, "bf16"})
 LEVIN_ENUM_NAMES(DeviceType, {DeviceType::cpu, "cpu"}, {DeviceType::cuda, "cuda"})
 LEVIN_ENUM_NAMES(DType, {DType::f32, "f32"}, {DType::bf16, "bf16"}, {DType::f64, "f64"})
 
@@ -267,9 +268,22 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "too; "
         "3: parameters too, gathered layer by layer. The results are the same.");
     KEY(parallel, bucket_mib, integer, {1, 4096}, "Gradients are reduced in buckets of this many MiB.");
+    KEY(parallel, gradient_dtype, choice<GradientType>,
+        "Type of gradients on their way between data-parallel ranks. `bf16`: half the traffic, for a "
+        "rounding of "
+        "what each rank adds and of the sum; micro-batches are still added up in f32, the optimizer reads "
+        "f32.");
+    KEY(parallel, nccl_max_ctas, integer, {0, 64},
+        "Multiprocessors of a GPU that NCCL may take for the gradients and parameters of data-parallel "
+        "ranks, "
+        "which travel while the others compute. 0: NCCL's choice.");
 
     KEY(log, tensorboard, boolean, "Write TensorBoard event files to `run.folder`.");
     KEY(log, report, boolean, "Write report.html to `run.folder` at the end.");
+    KEY(log, communication, boolean,
+        "With several ranks, measure how long communication takes and how much of it nothing hides: "
+        "`comm_ms`, "
+        "`exposed_comm_ms` and the latter by axis in metrics.jsonl.");
 }
 
 // Levenshtein distance.

@@ -3,6 +3,7 @@
 #include <exception>
 #include <thread>
 
+#include "parallel/communication_meter.h"
 #include "parallel/mpi/collectives.h"
 #include "parallel/mpi/runtime.h"
 #include "parallel/self.h"
@@ -49,10 +50,19 @@ public:
     }
 
     void progress() override {
-        if (in_flight() > 0) poll_all();
+        if (in_flight() == 0) return;
+        const ExposedTime exposed(name());
+        poll_all();
     }
 
-    std::shared_ptr<Communicator> split(int color, int key, const std::string& part) override {
+    [[noreturn]] void abort(int status) noexcept override {
+        MPI_Abort(MPI_COMM_WORLD, status);
+        std::_Exit(status);
+    }
+
+protected:
+    std::shared_ptr<Communicator> do_split(int color, int key, const std::string& part,
+                                           const GroupOptions&) override {
         check_thread("split");
         LEVIN_CHECK(in_flight() == 0, name(), "split with {} operations in flight", in_flight());
         MPI_Comm comm = MPI_COMM_NULL;
@@ -66,12 +76,6 @@ public:
         return std::make_shared<MpiCommunicator>(comm, full, thread_);
     }
 
-    [[noreturn]] void abort(int status) noexcept override {
-        MPI_Abort(MPI_COMM_WORLD, status);
-        std::_Exit(status);
-    }
-
-protected:
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
         return launch(mpi::all_reduce(call(op == ReduceOp::sum ? "all_reduce" : "all_reduce (max)", &tensor),
                                       tensor, op));

@@ -7,6 +7,7 @@
 #include <functional>
 #include <thread>
 
+#include "parallel/communication_meter.h"
 #include "parallel/timeout.h"
 #include "parallel/watchdog/activity.h"
 
@@ -54,7 +55,10 @@ Operation::~Operation() {
     if (note_) end_operation(note_);
 }
 
-void Operation::note() { note_ = begin_operation(call_.where, call_.number, call_.signature); }
+void Operation::note() {
+    note_ = begin_operation(call_.where, call_.number, call_.signature);
+    if (CommunicationMeter* meter = CommunicationMeter::current()) busy_ = meter->begin(call_.where);
+}
 
 int Operation::rank_in_job(int peer) const {
     MPI_Group all = MPI_GROUP_NULL, mine = MPI_GROUP_NULL;
@@ -73,6 +77,7 @@ size_t in_flight() { return flying.size(); }
 void drop_all() { flying.clear(); }
 
 Pending launch(std::shared_ptr<Operation> operation) {
+    const ExposedTime exposed(operation->call_.where);
     operation->note();
     operation->begin();
     flying.push_back(operation);
@@ -121,6 +126,7 @@ void Operation::poll() {
     if (ended_ && note_) {
         end_operation(note_);
         note_ = 0;
+        busy_.reset();
     }
 }
 
@@ -149,12 +155,14 @@ void Operation::complete(int code) {
 }
 
 bool Operation::test() {
+    const ExposedTime exposed(call_.where);
     poll_all();
     return ended_;
 }
 
 void Operation::wait() {
     using clock = std::chrono::steady_clock;
+    const ExposedTime exposed(call_.where);
     const clock::time_point start = clock::now();
     double next_look = 0.5;
     for (int64_t round = 0;; ++round) {

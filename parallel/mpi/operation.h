@@ -42,7 +42,7 @@ public:
     // One step of the engine.
     void poll();
     bool ended() const { return ended_; }
-    // Notes it for the watchdog as in flight.
+    // Notes it as in flight, for the watchdog and for who measures communication.
     void note();
 
 protected:
@@ -71,10 +71,12 @@ private:
     void look_for_strangers();
     [[noreturn]] void time_out(double seconds);
     friend void check_agreement();
+    friend Pending launch(std::shared_ptr<Operation> operation);
 
     Call call_;
     int first_tag_;
     uint64_t note_ = 0;
+    std::shared_ptr<void> busy_;  // while it is measured
     bool ended_ = false;
     std::vector<MPI_Request> requests_;
     std::vector<MPI_Status> statuses_;

@@ -1,5 +1,6 @@
 // NCCL, loaded when first asked for: one program runs on machines with and without it. The header is of the
-// build machine; only functions whose signatures have not changed since 2.18 are used, and no config struct.
+// build machine; only functions whose signatures have not changed since 2.18 are used. The config struct says
+// its own size: an older library reads the part it knows, a newer one takes its defaults for the rest.
 //
 // LEVIN_NCCL(ncclAllReduce, buffer, ..) calls a function and throws Error(communication) with NCCL's words.
 #pragma once

@@ -1,14 +1,17 @@
 #include "parallel/nccl/nccl_communicator.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstring>
 #include <exception>
 #include <mutex>
+#include <optional>
 
 #include "kernels/cuda/check.h"
 #include "kernels/device_memory.h"
 #include "parallel/agreement.h"
+#include "parallel/communication_meter.h"
 #include "parallel/mpi/check.h"
 #include "parallel/nccl/library.h"
 #include "parallel/routed.h"
@@ -42,12 +45,14 @@ size_t count_of(const Tensor& tensor) {
 
 ncclRedOp_t op_of(ReduceOp op) { return op == ReduceOp::sum ? ncclSum : ncclMax; }
 
-// Marks the end of a launch: several works when they went out as a group.
+// A point in a stream: the end of a launch, which is that of several works when they went out as a group.
 class Event {
 public:
-    explicit Event(int device) : device_(device) {
+    // `timed`: it knows when it happened.
+    Event(int device, bool timed) : device_(device), timed_(timed) {
         LEVIN_CUDA_CHECK(cudaSetDevice(device));
-        LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+        LEVIN_CUDA_CHECK(
+            cudaEventCreateWithFlags(&event_, timed ? cudaEventDefault : cudaEventDisableTiming));
     }
     ~Event() { cudaEventDestroy(event_); }
     Event(const Event&) = delete;
@@ -58,6 +63,7 @@ public:
         recorded_ = true;
     }
     bool recorded() const { return recorded_; }
+    bool timed() const { return timed_; }
     // Also from the watchdog's thread, which has no device of its own.
     bool ended() const {
         LEVIN_CUDA_CHECK(cudaSetDevice(device_));
@@ -70,9 +76,18 @@ public:
 
 private:
     int device_;
+    bool timed_;
     cudaEvent_t event_ = nullptr;
     std::atomic<bool> recorded_{false};
 };
+
+// From one timed event to another one, 0 where the second came first; nullopt until both have happened.
+std::optional<double> ms_between(const Event& first, const Event& second) {
+    if (!first.ended() || !second.recorded() || !second.ended()) return std::nullopt;
+    float ms = 0;
+    LEVIN_CUDA_CHECK(cudaEventElapsedTime(&ms, first.get(), second.get()));
+    return std::max(0.0, static_cast<double>(ms));
+}
 
 // The NCCL communicator itself, shared by the works it started.
 struct Link {
@@ -114,8 +129,10 @@ public:
     // The memory goes back to the tensor's stream: that stream must not use it before the end.
     ~NcclWork() override {
         if (tensors_.empty() || !done_->recorded()) return;
-        cudaSetDevice(link_->device);
-        cudaStreamWaitEvent(static_cast<cudaStream_t>(tensors_[0].stream().handle), done_->get());
+        try {
+            hold_back(tensors_[0].stream());
+        } catch (const Error&) {  // the next call fails too, and may throw
+        }
     }
 
     bool test() override {
@@ -127,11 +144,26 @@ public:
         if (tensors_.empty()) return;
         LEVIN_CHECK(done_->recorded(), link_->name, "wait() inside the group that the operation belongs to");
         link_->check();
-        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(kernels::cuda::use(tensors_[0].stream()), done_->get()));
+        hold_back(tensors_[0].stream());
         tensors_.clear();
     }
 
 private:
+    void hold_back(const Stream& stream) {
+        const cudaStream_t handle = kernels::cuda::use(stream);
+        CommunicationMeter* meter = CommunicationMeter::current();
+        if (meter && done_->timed()) {
+            const auto reached = std::make_shared<Event>(link_->device, true);
+            reached->record(handle);
+            meter->add_later(link_->name, [reached, done = done_]() -> std::optional<CommunicationTime> {
+                const std::optional<double> ms = ms_between(*reached, *done);
+                if (!ms) return std::nullopt;
+                return CommunicationTime{.busy_ms = 0, .exposed_ms = *ms};
+            });
+        }
+        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(handle, done_->get()));
+    }
+
     std::shared_ptr<Link> link_;
     std::shared_ptr<Event> done_;
     std::vector<Tensor> tensors_;
@@ -172,25 +204,25 @@ public:
 
     void open_group() override {
         LEVIN_NCCL(ncclGroupStart);
-        group_ = std::make_shared<Event>(link_->device);
+        group_ = new_end();
     }
     void close_group() override {
         const std::shared_ptr<Event> done = std::move(group_);
         group_.reset();
-        LEVIN_NCCL(ncclGroupEnd);
         LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
+        note_start(done);
+        LEVIN_NCCL(ncclGroupEnd);
         done->record(link_->stream);
     }
 
-    std::shared_ptr<Communicator> split(int, int, const std::string& part) override {
-        fail(Fault::internal, name(), "split into {}: the host's communicator goes first", part);
-    }
-
-    std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, Communicator* part) override {
+    std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, Communicator* part,
+                                                const GroupOptions& options) override {
         link_->check();
         ncclComm_t comm = nullptr;
         LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
-        LEVIN_NCCL(ncclCommSplit, link_->comm, part ? color : NCCL_SPLIT_NOCOLOR, key, &comm, nullptr);
+        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
+        if (options.max_ctas > 0) config.maxCTAs = options.max_ctas;
+        LEVIN_NCCL(ncclCommSplit, link_->comm, part ? color : NCCL_SPLIT_NOCOLOR, key, &comm, &config);
         if (!part) return nullptr;
         return std::make_shared<NcclCommunicator>(comm, link_->device, *part);
     }
@@ -228,6 +260,9 @@ public:
     }
 
 protected:
+    std::shared_ptr<Communicator> do_split(int, int, const std::string& part, const GroupOptions&) override {
+        fail(Fault::internal, name(), "split into {}: the host's communicator goes first", part);
+    }
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
         return launch(op == ReduceOp::sum ? "all_reduce" : "all_reduce (max)", {tensor}, [&] {
             LEVIN_NCCL(ncclAllReduce, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
@@ -278,14 +313,32 @@ private:
         link_->check();
         LEVIN_CUDA_CHECK(cudaEventRecord(ready_, kernels::cuda::use(tensors[0].stream())));
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(link_->stream, ready_));
-        const std::shared_ptr<Event> done = group_ ? group_ : std::make_shared<Event>(link_->device);
+        const std::shared_ptr<Event> done = group_ ? group_ : new_end();
         const bool message = call.starts_with("message");
         begin_operation(message ? link_->group + " messages" : link_->group, message ? -1 : calls_++,
                         fmt::format("{} of {} {}", call, tensors[0].count(), to_string(tensors[0].dtype())),
                         [done] { return done->recorded() && done->ended(); });
+        if (!group_) note_start(done);
         body();
         if (!group_) done->record(link_->stream);
         return std::make_shared<NcclWork>(link_, done, std::move(tensors));
+    }
+
+    std::shared_ptr<Event> new_end() const {
+        return std::make_shared<Event>(link_->device, CommunicationMeter::current() != nullptr);
+    }
+
+    // A launch, which `done` will end, comes next on the stream.
+    void note_start(const std::shared_ptr<Event>& done) {
+        CommunicationMeter* meter = CommunicationMeter::current();
+        if (!meter || !done->timed()) return;
+        const auto start = std::make_shared<Event>(link_->device, true);
+        start->record(link_->stream);
+        meter->add_later(link_->name, [start, done]() -> std::optional<CommunicationTime> {
+            const std::optional<double> ms = ms_between(*start, *done);
+            if (!ms) return std::nullopt;
+            return CommunicationTime{.busy_ms = *ms, .exposed_ms = 0};
+        });
     }
 
     std::shared_ptr<Link> link_;

@@ -19,7 +19,8 @@ public:
     virtual void close_group() = 0;
     // Collective over this communicator, after the host's split(color, key), which gave `part`; null for
     // null.
-    virtual std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, Communicator* part) = 0;
+    virtual std::shared_ptr<GpuCommunicator> split_gpus(int color, int key, Communicator* part,
+                                                        const GroupOptions& options) = 0;
     // Seconds of each of `calls` bare calls in a row; `call` is an NcclCall of routed.h.
     virtual double seconds_alone(int call, const Tensor& whole, const Tensor& part, int64_t calls) = 0;
     // Ends what is in flight without waiting for peers; no call may follow. From any thread.

@@ -66,6 +66,38 @@ TEST(Zero, RunsGoOnAtAnotherStageAndNumberOfRanks) {
     for (size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(legged[i], whole[i], 1e-5 * whole[i]) << i;
 }
 
+TEST(Zero, GradientsInBf16AndTheirTimeInTheRow) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const auto row_has = [&](const std::string& run, const char* field) {
+        return lines(folder / (run + "/metrics.jsonl")).back().find(field) != std::string::npos;
+    };
+    ASSERT_EQ(shell(mpirun(2) + train(folder, "f32", "trainer.steps=8")).status, 0);
+    for (const char* field : {"\"comm_ms\":", "\"exposed_comm_ms\":", "\"exposed_dp_ms\":"})
+        EXPECT_TRUE(row_has("f32", field)) << field;
+    EXPECT_FALSE(row_has("f32", "exposed_tp_ms"));
+    const std::vector<double> exact = losses(folder / "f32");
+    for (const int stage : {0, 2}) {
+        const std::string run = "bf16" + std::to_string(stage);
+        const Outcome outcome = shell(
+            mpirun(2) +
+            train(folder, run,
+                  zero(stage) + "trainer.steps=8 parallel.gradient_dtype=bf16 log.communication=false"));
+        ASSERT_EQ(outcome.status, 0) << outcome.output;
+        EXPECT_FALSE(row_has(run, "comm_ms"));
+        const std::vector<double> rounded = losses(folder / run);
+        EXPECT_NE(rounded, exact);
+        for (size_t i = 0; i < exact.size(); ++i) EXPECT_NEAR(rounded[i], exact[i], 1e-3 * exact[i]) << i;
+    }
+    EXPECT_EQ(exact_metrics(folder / "bf160"), exact_metrics(folder / "bf162"));
+    ASSERT_EQ(shell(train(folder, "alone", "trainer.steps=1")).status, 0);
+    EXPECT_FALSE(row_has("alone", "comm_ms"));
+    const Outcome refused =
+        shell(mpirun(2) + train(folder, "f64", "trainer.precision=f64 parallel.gradient_dtype=bf16"));
+    EXPECT_EQ(refused.status, 2);
+    EXPECT_TRUE(refused.says("leave gradient_dtype at f32")) << refused.output;
+}
+
 TEST(Zero, StagesJoinTensorParallelism) {
     const TemporaryFolder folder;
     make_shard(folder);

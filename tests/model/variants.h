@@ -64,10 +64,6 @@ public:
         : Communicator(inner->rank(), inner->size(), inner->name()), inner_(std::move(inner)) {}
     int launches() const { return launches_; }
 
-    std::shared_ptr<Communicator> split(int color, int key, const std::string& name) override {
-        const auto part = inner_->split(color, key, name);
-        return part ? std::make_shared<CountingCommunicator>(part) : nullptr;
-    }
     void progress() override { inner_->progress(); }
     [[noreturn]] void abort(int status) noexcept override {
         inner_->abort(status);
@@ -75,6 +71,11 @@ public:
     }
 
 protected:
+    std::shared_ptr<Communicator> do_split(int color, int key, const std::string& name,
+                                           const GroupOptions& options) override {
+        const auto part = inner_->split(color, key, name, options);
+        return part ? std::make_shared<CountingCommunicator>(part) : nullptr;
+    }
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
         return count(), inner_->start_all_reduce(tensor, op);
     }

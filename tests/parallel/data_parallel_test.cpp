@@ -113,6 +113,46 @@ TEST_P(DataParallelTest, ReductionStartsDuringBackward) {
     EXPECT_EQ(data_parallel.started_early(), static_cast<size_t>(kLayers));
 }
 
+// What crosses as bf16: each rank's gradient rounded, summed in f32, rounded again. f64 crosses as it is.
+TEST_P(DataParallelTest, GradientsMayCrossAsBf16) {
+    const DType dtype = GetParam();
+    if (world.size() == 1) return;  // nothing crosses
+    std::vector<Tensor> expected;
+    for (int r = 0; r < world.size(); ++r) {
+        std::vector<Variable> parameters = make_parameters(dtype);
+        run(parameters, r, 0, dtype);
+        run(parameters, r, 1, dtype);
+        for (size_t i = 0; i < parameters.size() - 1; ++i) {
+            Tensor gradient = parameters[i].gradient();
+            if (dtype != DType::f64) gradient = gradient.to(DType::bf16).to(DType::f32);
+            if (r == 0) {
+                expected.push_back(gradient.clone());
+                continue;
+            }
+            const std::vector<double> more = gradient.to_vector();
+            for (size_t k = 0; k < more.size(); ++k) {
+                if (dtype == DType::f64)
+                    expected[i].data<double>()[k] += more[k];
+                else
+                    expected[i].data<float>()[k] += static_cast<float>(more[k]);
+            }
+        }
+    }
+    if (dtype != DType::f64)
+        for (Tensor& sum : expected) sum = sum.to(DType::bf16).to(DType::f32);
+    for (size_t bucket : {size_t{1}, size_t{5000}, size_t{1} << 30}) {
+        std::vector<Variable> parameters = make_parameters(dtype);
+        DataParallel data_parallel(parameters, world.communicator(),
+                                   {.bucket_bytes = bucket, .stage = 0, .units = {}, .reduce_in_bf16 = true});
+        run(parameters, world.rank(), 0, dtype);
+        data_parallel.reduce_next_backward();
+        run(parameters, world.rank(), 1, dtype);
+        data_parallel.finish();
+        for (size_t i = 0; i < expected.size(); ++i)
+            ASSERT_TRUE(same_bits(parameters[i].gradient(), expected[i])) << i << " bucket " << bucket;
+    }
+}
+
 TEST_P(DataParallelTest, MixedTypesGetTheirOwnBuckets) {
     const DType dtype = GetParam();
     std::vector<Variable> parameters = make_parameters(dtype);

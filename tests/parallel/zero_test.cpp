@@ -103,15 +103,18 @@ protected:
 };
 
 TEST_P(Zero, EveryStageTrainsWithTheSameBits) {
-    for (const int micro_batches : {1, 3}) {
-        const std::vector<Tensor> expected = train(world, GetParam(), {}, micro_batches);
+    for (const auto& [micro_batches, bf16] : {std::pair{1, false}, {3, false}, {3, true}}) {
+        DataParallel::Options options{.reduce_in_bf16 = bf16};
+        const std::vector<Tensor> expected = train(world, GetParam(), options, micro_batches);
         for (const int stage : {1, 2, 3})
             for (const size_t bucket : {size_t{1}, size_t{9000}, size_t{64} << 20}) {
-                const std::vector<Tensor> values = train(
-                    world, GetParam(), {.bucket_bytes = bucket, .stage = stage, .units = {}}, micro_batches);
+                options.bucket_bytes = bucket;
+                options.stage = stage;
+                const std::vector<Tensor> values = train(world, GetParam(), options, micro_batches);
                 for (size_t i = 0; i < values.size(); ++i)
                     ASSERT_TRUE(same_bits(values[i], expected[i]))
-                        << "stage " << stage << " bucket " << bucket << " parameter " << i;
+                        << "stage " << stage << " bucket " << bucket << " bf16 " << bf16 << " parameter "
+                        << i;
             }
     }
 }

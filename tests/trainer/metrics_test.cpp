@@ -44,16 +44,24 @@ TEST(Metrics, ARowHasEveryFieldAndReadsBackToTheBit) {
                               &row.tokens_per_second, &row.mfu, &row.data_wait_ms, &row.peak_memory_gib})
             *field = uniform(random);
         if (i % 2) row.validation_loss = uniform(random);
+        if (i % 3)
+            for (std::optional<double>* field :
+                 {&row.comm_ms, &row.exposed_comm_ms, &row.exposed_dp_ms, &row.exposed_pp_ms})
+                *field = uniform(random);
         const auto json = nlohmann::json::parse(to_json(row));
         for (const char* name : {"step", "tokens", "loss", "learning_rate", "grad_norm", "step_ms",
                                  "tokens_per_second", "mfu", "data_wait_ms", "peak_memory_gib"})
             EXPECT_TRUE(json.contains(name)) << name;
         EXPECT_EQ(json.contains("validation_loss"), i % 2 == 1);
+        for (const char* name : {"comm_ms", "exposed_comm_ms", "exposed_dp_ms", "exposed_pp_ms"})
+            EXPECT_EQ(json.contains(name), i % 3 != 0) << name;
+        EXPECT_FALSE(json.contains("exposed_tp_ms"));
         const auto back = parse_metrics_row(to_json(row));
         ASSERT_TRUE(back);
         EXPECT_EQ(to_json(*back), to_json(row));
         EXPECT_EQ(back->loss, row.loss);
         EXPECT_EQ(back->validation_loss, row.validation_loss);
+        EXPECT_EQ(back->exposed_comm_ms, row.exposed_comm_ms);
         EXPECT_EQ(back->peak_memory_gib, row.peak_memory_gib);
     }
 }
@@ -70,7 +78,8 @@ TEST(Metrics, NumbersThatJsonLacksAreNull) {
 }
 
 TEST(Metrics, TimingFieldsAreKnownAndComeAfterTheExactOnes) {
-    for (const char* name : {"step_ms", "tokens_per_second", "mfu", "data_wait_ms", "peak_memory_gib"})
+    for (const char* name : {"step_ms", "tokens_per_second", "mfu", "data_wait_ms", "peak_memory_gib",
+                             "comm_ms", "exposed_comm_ms", "exposed_tp_ms"})
         EXPECT_TRUE(is_timing_field(name)) << name;
     for (const char* name : {"step", "tokens", "loss", "learning_rate", "grad_norm", "validation_loss"})
         EXPECT_FALSE(is_timing_field(name)) << name;
