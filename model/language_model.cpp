@@ -11,14 +11,20 @@
 namespace levin {
 
 LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Device& device,
-                             std::shared_ptr<const Mesh> mesh, int64_t virtual_stages)
+                             std::shared_ptr<const Mesh> mesh, int64_t virtual_stages,
+                             const TensorParallelOptions& options)
     : config_(config), dtype_(dtype), device_(device), mesh_(std::move(mesh)) {
     config.validate();
     const Layout layout = mesh_ ? mesh_->layout() : Layout{};
     const Coordinates place = mesh_ ? mesh_->place() : Coordinates{.pp = 0, .dp = 0, .cp = 0, .tp = 0};
     validate_layout(config, layout, virtual_stages);
     stages_ = layout.pp * virtual_stages;
-    if (layout.tp > 1) tp_ = mesh_->tp();
+    if (layout.tp > 1)
+        tp_ = {.ranks = mesh_->tp(),
+               .scatter = options.sequence_scatter,
+               .chunks = options.overlap_chunks,
+               .least_bytes = options.least_chunk_bytes,
+               .row_bytes = config.hidden_size * static_cast<int64_t>(size_of(dtype))};
     MemoryScope scope(MemoryCategory::parameters);
     for (ParameterSpec& spec : parameter_table(config)) {
         if (!holds_parameter(config, spec, layout.pp, virtual_stages, place.pp)) continue;
@@ -29,7 +35,8 @@ LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Devic
         const bool copy = spec.name == "embedding" && place.pp > 0;
         const bool counted = !copy && (place.tp == 0 || spec.sharding != Sharding::replicated);
         if (spec.name == "embedding" || spec.name == "head") first_row_ = place.tp * shard.shape[0];
-        parameters_.push_back({std::move(spec), std::move(variable), std::move(shard), counted});
+        const bool partial = tp_.scatter && spec.between_blocks;
+        parameters_.push_back({std::move(spec), std::move(variable), std::move(shard), counted, partial});
     }
     embedding_ = parameter("embedding");
     position_embedding_ = parameter("position_embedding");
@@ -125,7 +132,8 @@ Residual LanguageModel::run_layer(const Layer& layer, const Residual& stream, co
 
 Variable LanguageModel::embed(const Tensor& ids, double scale) const {
     if (!tp_) return ops::embedding(embedding_, ids, scale, config_.pad_token_id);
-    return tensor_parallel::embedding(embedding_, first_row_, ids, scale, config_.pad_token_id, tp_);
+    return tensor_parallel::embedding(embedding_, first_row_, ids, scale, config_.pad_token_id,
+                                      tp_.shares(ids.count()));
 }
 
 Residual LanguageModel::begin(const Tensor& ids, const ops::TokenLayout& layout) const {
@@ -135,12 +143,13 @@ Residual LanguageModel::begin(const Tensor& ids, const ops::TokenLayout& layout)
         LEVIN_REQUIRE(layout.first_position + layout.length <= config_.max_position, "model",
                       "position {} is beyond model.max_position {}: absolute positions end there",
                       layout.first_position + layout.length - 1, config_.max_position);
-        std::vector<int32_t> positions(static_cast<size_t>(layout.tokens()));
-        for (size_t t = 0; t < positions.size(); ++t)
-            positions[t] =
-                static_cast<int32_t>(layout.first_position + static_cast<int64_t>(t) % layout.length);
+        const tensor_parallel::TokenShares shares = tp_.shares(layout.tokens());
+        std::vector<int32_t> positions;
+        for (int64_t row = 0; row < shares.rows(); ++row)
+            positions.push_back(
+                static_cast<int32_t>(layout.first_position + shares.token_of(row) % layout.length));
         stream.branch =
-            ops::embedding(position_embedding_, Tensor::from({layout.tokens()}, positions, device_));
+            ops::embedding(position_embedding_, Tensor::from({shares.rows()}, positions, device_));
     }
     return stream;
 }
@@ -157,7 +166,12 @@ Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, Decod
     for (size_t i = 0; i < layers_.size(); ++i)
         stream = run_layer(layers_[i], stream, layout, state ? &state->layers[i] : nullptr);
     if (state) state->position += layout.length;
-    return add_and_norm(config_, stream, final_norm_).second;
+    return end(stream, layout);
+}
+
+Variable LanguageModel::end(const Residual& stream, const ops::TokenLayout& layout) const {
+    const Variable x = add_and_norm(config_, stream, final_norm_).second;
+    return tp_.scatter ? tensor_parallel::enter(x, tp_.shares(layout.tokens())) : x;
 }
 
 Variable LanguageModel::run_stage(int64_t stage, const Variable& input, const Tensor& ids,
@@ -168,7 +182,7 @@ Variable LanguageModel::run_stage(int64_t stage, const Variable& input, const Te
     for (const Layer& layer : layers_)
         if (layer.index >= range.first && layer.index < range.last)
             stream = run_layer(layer, stream, layout, nullptr);
-    if (stage == stages_ - 1) return add_and_norm(config_, stream, final_norm_).second;
+    if (stage == stages_ - 1) return end(stream, layout);
     return ops::add(stream.h, stream.branch);  // one tensor travels
 }
 
@@ -176,7 +190,7 @@ ops::CrossEntropyResult LanguageModel::loss_of(const Variable& hidden, const Ten
                                                const ops::CrossEntropyOptions& options) const {
     if (!tp_) return ops::linear_cross_entropy(hidden, head_, targets, options);
     return tensor_parallel::linear_cross_entropy(hidden, head_, first_row_, config_.vocab_size, targets,
-                                                 options, tp_);
+                                                 options, tp_.shares(targets.count()));
 }
 
 ops::CrossEntropyResult LanguageModel::loss(const Tensor& ids, const Tensor& targets,
@@ -189,7 +203,10 @@ Tensor LanguageModel::logits(const Variable& hidden) const {
     NoGradient off;
     const Variable own = ops::linear(hidden, head_);
     if (!tp_) return own.value();
-    return tensor_parallel::gather_columns(own, tp_).value().narrow(-1, 0, config_.vocab_size).contiguous();
+    return tensor_parallel::gather_columns(own, tp_.ranks)
+        .value()
+        .narrow(-1, 0, config_.vocab_size)
+        .contiguous();
 }
 
 DecodeState LanguageModel::new_state() const {

@@ -20,6 +20,16 @@ struct Parameter {
     // Of a parameter that several ranks of mesh->model() hold alike (a norm's weight, a tied embedding on the
     // last stage), one of them counts it: in norms over the whole model, and when it is saved.
     bool counted = true;
+    // Backward leaves the gradient of this rank's share of the tokens: it is to be summed over mesh->tp().
+    bool partial = false;
+};
+
+// How a model uses its tensor-parallel ranks (parallel/tensor_parallel/shares.h).
+struct TensorParallelOptions {
+    bool sequence_scatter = false;  // between blocks a rank has its share of the tokens
+    // What a block begins and ends with travels in up to so many chunks of tokens, of so many bytes or more,
+    // each while the next is multiplied.
+    int64_t overlap_chunks = 1, least_chunk_bytes = int64_t{16} << 20;
 };
 
 // A sequence being decoded: constant memory per lightning layer, whatever its length.
@@ -36,7 +46,8 @@ public:
     // of `mesh` (null: all), see sharding.h. Every rank of the mesh makes the same calls. Throws Error(input)
     // when the model cannot be divided so.
     LanguageModel(const ModelConfig& config, DType dtype, const Device& device,
-                  std::shared_ptr<const Mesh> mesh = nullptr, int64_t virtual_stages = 1);
+                  std::shared_ptr<const Mesh> mesh = nullptr, int64_t virtual_stages = 1,
+                  const TensorParallelOptions& options = {});
 
     const ModelConfig& config() const { return config_; }
     DType dtype() const { return dtype_; }
@@ -66,11 +77,13 @@ public:
 
     // Pipeline stages of the whole model; this rank has those with number % pp == its place.
     int64_t num_stages() const { return stages_; }
-    // One stage: from the stream [tokens, hidden_size] of the stage before (undefined at stage 0) to what
-    // goes to the next one. Of the last stage: the output of the final norm.
+    // Rows of the stream between stages for a batch of `tokens` tokens: as many, or this rank's share.
+    int64_t stream_rows(int64_t tokens) const { return tp_.shares(tokens).rows(); }
+    // One stage: from the stream [stream_rows, hidden_size] of the stage before (undefined at stage 0) to
+    // what goes to the next one. Of the last stage: the output of the final norm, [tokens, hidden_size].
     Variable run_stage(int64_t stage, const Variable& input, const Tensor& ids,
                        const ops::TokenLayout& layout) const;
-    // Loss of the last stage's output.
+    // Loss of what hidden() or the last stage returned.
     ops::CrossEntropyResult loss_of(const Variable& hidden, const Tensor& targets,
                                     const ops::CrossEntropyOptions& options) const;
 
@@ -81,6 +94,7 @@ private:
     Variable parameter(const std::string& name) const;  // undefined when the model has none of this name
     Variable embed(const Tensor& ids, double scale) const;
     Residual begin(const Tensor& ids, const ops::TokenLayout& layout) const;
+    Variable end(const Residual& stream, const ops::TokenLayout& layout) const;
     Residual run_layer(const Layer& layer, const Residual& stream, const ops::TokenLayout& layout,
                        LayerState* state) const;
 
@@ -88,7 +102,7 @@ private:
     DType dtype_;
     Device device_;
     std::shared_ptr<const Mesh> mesh_;
-    std::shared_ptr<Communicator> tp_;  // null on one rank
+    tensor_parallel::Group tp_;
     int64_t stages_ = 1;
     std::vector<Parameter> parameters_;
     std::map<std::string, size_t> index_;

@@ -28,34 +28,38 @@ std::pair<Variable, Variable> add_and_norm(const ModelConfig& config, const Resi
     return {h, apply_norm(config, h, parameters)};
 }
 
-Variable Layer::into(const Variable& x, const Variable& weight, const Variable& bias) const {
-    return tp ? tensor_parallel::column_linear(x, weight, bias, tp) : linear(x, weight, bias);
+Variable Layer::into(const Variable& x, const Variable& weight, const Variable& bias,
+                     const TokenLayout& layout) const {
+    return tp ? tensor_parallel::column_linear(x, weight, bias, tp.shares(layout.tokens()))
+              : linear(x, weight, bias);
 }
 
-Variable Layer::out_of(const Variable& y, const Variable& weight, const Variable& bias) const {
-    return tp ? tensor_parallel::row_linear(y, weight, bias, tp) : linear(y, weight, bias);
+Variable Layer::out_of(const Variable& y, const Variable& weight, const Variable& bias,
+                       const TokenLayout& layout) const {
+    return tp ? tensor_parallel::row_linear(y, weight, bias, tp.shares(layout.tokens()))
+              : linear(y, weight, bias);
 }
 
 Residual Layer::forward(const ModelConfig& config, const Residual& stream, const TokenLayout& layout,
                         LayerState* state) const {
     const auto [h, x] = add_and_norm(config, stream, attention_norm);
     const auto [h2, x2] = add_and_norm(config, {h, attention(config, x, layout, state)}, glu_norm);
-    const auto halves = split(into(x2, glu_in, glu_in_bias), {glu_width, glu_width});
-    return {h2, out_of(glu(halves[0], halves[1], config.glu_activation), glu_out, glu_out_bias)};
+    const auto halves = split(into(x2, glu_in, glu_in_bias, layout), {glu_width, glu_width});
+    return {h2, out_of(glu(halves[0], halves[1], config.glu_activation), glu_out, glu_out_bias, layout)};
 }
 
 Variable Layer::attention(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
                           LayerState* state) const {
     if (config.mixer_of(index) == Mixer::lightning) return lightning(config, x, layout, state);
-    return out_of(softmax(config, x, layout, state), out, out_bias);
+    return out_of(softmax(config, x, layout, state), out, out_bias, layout);
 }
 
 Variable Layer::lightning(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
                           LayerState* state) const {
     const int64_t d = heads * config.head_dim();
     const bool multiply_gate = config.gate == Gate::multiply;
-    const auto parts = split(into(x, in, in_bias), multiply_gate ? std::vector<int64_t>{d, d, d, d}
-                                                                 : std::vector<int64_t>{d, d, d});
+    const auto parts = split(into(x, in, in_bias, layout), multiply_gate ? std::vector<int64_t>{d, d, d, d}
+                                                                         : std::vector<int64_t>{d, d, d});
     LightningOptions options{.heads = heads,
                              .slopes = slopes,
                              .steepest = steepest,
@@ -80,19 +84,20 @@ Variable Layer::lightning(const ModelConfig& config, const Variable& x, const To
     if (multiply_gate) u = parts[3];
     if (config.gate == Gate::sigmoid) {
         Variable low = linear(x, gate_down, gate_down_bias);
-        if (tp) low = tensor_parallel::enter(low, tp);
+        if (tp) low = tensor_parallel::enter(low, tp.shares(layout.tokens()));
         u = linear(low, gate_up, gate_up_bias);
     }
-    if (tp && config.norm == Norm::simplermsnorm)  // the norm rides in the projection's all-reduce
+    if (tp && config.norm == Norm::simplermsnorm)  // the norm rides in the projection's sum
         return tensor_parallel::gated_norm_row_linear(o, u, gate, config.norm_epsilon(), config.hidden_size,
-                                                      out, out_bias, tp);
+                                                      out, out_bias, tp.shares(layout.tokens()));
     if (u.defined() && config.norm == Norm::simplermsnorm)
         return linear(gated_srms_norm(o, u, gate, config.norm_epsilon()), out, out_bias);
-    Variable y = tp ? tensor_parallel::take_columns(
-                          apply_norm(config, tensor_parallel::gather_columns(o, tp), inner_norm), tp)
-                    : apply_norm(config, o, inner_norm);
+    Variable y =
+        tp ? tensor_parallel::take_columns(
+                 apply_norm(config, tensor_parallel::gather_columns(o, tp.ranks), inner_norm), tp.ranks)
+           : apply_norm(config, o, inner_norm);
     if (u.defined()) y = multiply(activation(u, gate), y);
-    return out_of(y, out, out_bias);
+    return out_of(y, out, out_bias, layout);
 }
 
 namespace {
@@ -115,7 +120,7 @@ Tensor append(Tensor& cache, int64_t filled, const Tensor& rows) {
 Variable Layer::softmax(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
                         LayerState* state) const {
     const int64_t d = heads * config.head_dim(), kv = kv_heads * config.head_dim();
-    const auto parts = split(into(x, in, in_bias), {d, kv, kv});
+    const auto parts = split(into(x, in, in_bias, layout), {d, kv, kv});
     Variable q = parts[0], k = parts[1];
     if (config.uses_rope(index)) {
         q = rope(q, heads, config.rope_base, layout);

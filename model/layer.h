@@ -6,7 +6,7 @@
 
 #include "core/ops.h"
 #include "model/config.h"
-#include "parallel/communicator.h"
+#include "parallel/tensor_parallel/shares.h"
 
 namespace levin {
 
@@ -23,7 +23,8 @@ struct NormParameters {
 };
 
 // The residual stream between layers: h and the branch that is still to be added to it, so that the addition
-// can be fused with the norm that follows.
+// can be fused with the norm that follows. [tokens, hidden_size], or this rank's share of the tokens
+// (parallel/tensor_parallel/shares.h).
 struct Residual {
     Variable h, branch;  // branch undefined: nothing to add
 };
@@ -40,15 +41,18 @@ struct Layer {
     int64_t index = 0;
     int64_t heads = 0, kv_heads = 0, glu_width = 0;  // of this rank
     // Ranks that share the layer's parameters, and its sequences; null: alone.
-    std::shared_ptr<Communicator> tp, cp;
+    tensor_parallel::Group tp;
+    std::shared_ptr<Communicator> cp;
 
     Residual forward(const ModelConfig& config, const Residual& stream, const ops::TokenLayout& layout,
                      LayerState* state) const;
 
 private:
     // The first linear of a block, and the last one.
-    Variable into(const Variable& x, const Variable& weight, const Variable& bias) const;
-    Variable out_of(const Variable& y, const Variable& weight, const Variable& bias) const;
+    Variable into(const Variable& x, const Variable& weight, const Variable& bias,
+                  const ops::TokenLayout& layout) const;
+    Variable out_of(const Variable& y, const Variable& weight, const Variable& bias,
+                    const ops::TokenLayout& layout) const;
     Variable attention(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
                        LayerState* state) const;
     Variable lightning(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,

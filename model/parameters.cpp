@@ -48,6 +48,7 @@ private:
         spec.weight_decay = true;
         spec.sharding = sharding;
         spec.segments = segments.empty() ? rows : std::move(segments);
+        spec.between_blocks = sharding == Sharding::replicated;
         spec.layer = layer_;
         specs_.push_back(std::move(spec));
     }
@@ -65,6 +66,7 @@ private:
         spec.initialization = initialization;
         spec.sharding = sharding;
         spec.segments = segments.empty() ? rows : std::move(segments);
+        spec.between_blocks = sharding == Sharding::replicated;
         spec.layer = layer_;
         specs_.push_back(std::move(spec));
     }
@@ -83,11 +85,13 @@ private:
             vector(name + "_bias", biases, rows, Initialization::zeros,
                    sharding == Sharding::rows ? Sharding::rows : Sharding::replicated, segments);
     }
-    void norm(const std::string& name, const std::string& hf_name) {
+    void norm(const std::string& name, const std::string& hf_name, bool between_blocks = true) {
         if (c_.norm == Norm::simplermsnorm) return;
         vector(name, {hf_name + ".weight"}, {c_.hidden_size}, Initialization::ones);
-        if (c_.norm == Norm::layernorm)
-            vector(name + "_bias", {hf_name + ".bias"}, {c_.hidden_size}, Initialization::zeros);
+        specs_.back().between_blocks = between_blocks;
+        if (c_.norm != Norm::layernorm) return;
+        vector(name + "_bias", {hf_name + ".bias"}, {c_.hidden_size}, Initialization::zeros);
+        specs_.back().between_blocks = between_blocks;
     }
 
     void tnl_layer() {
@@ -123,7 +127,7 @@ private:
             theta.layer = layer_;
             specs_.push_back(std::move(theta));
         }
-        if (lightning) norm(here("attention.norm"), hf("token_mixer.norm"));
+        if (lightning) norm(here("attention.norm"), hf("token_mixer.norm"), false);
         linear(here("attention.out"), {hf("token_mixer.out_proj")}, {d}, d, Sharding::columns);
         norm(here("glu_norm"), hf("channel_norm"));
         linear(here("glu.in"), {hf("channel_mixer.l1"), hf("channel_mixer.l2")}, {f, f}, d, Sharding::rows);

@@ -34,7 +34,10 @@ struct ParameterSpec {
     bool keep_accumulator = false;  // stays f32 in a bf16 model (theta: its angles grow with position)
     Sharding sharding = Sharding::replicated;
     std::vector<int64_t> segments;  // rows of each independently divided part (q, k, v, u), empty: one part
-    int64_t layer = -1;             // -1: embedding, final norm, head
+    // Works on the residual stream, between blocks. Where the tokens of that are scattered over ranks, each
+    // has the gradient of its tokens.
+    bool between_blocks = false;
+    int64_t layer = -1;  // -1: embedding, final norm, head
 };
 
 // In a fixed order: embedding, layers, final norm, head (absent when tied).

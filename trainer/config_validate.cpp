@@ -54,6 +54,10 @@ Layout layout_of(const Config& config, int64_t ranks) {
     const Layout layout = make_layout(ranks, parallel.tp, parallel.cp, parallel.pp);
     validate_layout(config.model, layout, parallel.virtual_stages);
     LEVIN_REQUIRE(
+        !parallel.sequence_scatter || layout.tp > 1, where,
+        "parallel.sequence_scatter divides tokens over tensor-parallel ranks, and parallel.tp is 1: "
+        "set parallel.tp=2 or more, or parallel.sequence_scatter=false");
+    LEVIN_REQUIRE(
         layout.cp <= config.trainer.sequence_length, where,
         "parallel.cp is {} and trainer.sequence_length {}: each rank needs a token of every sequence; "
         "set parallel.cp to {} or less",

@@ -71,7 +71,9 @@ public:
           mesh_(std::make_shared<Mesh>(
               world.communicator(), layout_of(config, world.size()),
               GroupOptions{.max_ctas = static_cast<int>(config.parallel.nccl_max_ctas)})),
-          model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages),
+          model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages,
+                 {.sequence_scatter = config.parallel.sequence_scatter,
+                  .overlap_chunks = config.parallel.overlap_chunks}),
           data_parallel_(start_model(config)),
           optimizer_(model_, adamw_settings(config), data_parallel_.get()) {
         if (!config.data.validation.empty())
@@ -201,7 +203,8 @@ private:
                         omp_get_max_threads() == 1 ? "" : "s", peak_ / 1e9));
         if (ranks_.size() > 1)
             say(fmt::format(
-                "layout {}{}", to_string(mesh_->layout()),
+                "layout {}{}{}", to_string(mesh_->layout()),
+                config_.parallel.sequence_scatter ? ", tokens scattered between blocks" : "",
                 config_.parallel.zero > 0 ? fmt::format(", zero {}", config_.parallel.zero) : ""));
         if (mesh_->tp_spans_hosts())
             say("warning: tensor-parallel ranks on different hosts: slow; make the ranks per host a multiple "

@@ -68,7 +68,8 @@ public:
           device_(device),
           bounds_(bounds_of(dtype, device)),
           mesh_(std::make_shared<Mesh>(ranks, make_layout(ranks->size(), layout.tp, layout.cp, layout.pp))),
-          model_(loaded_.config, dtype, device, mesh_, layout.virtual_stages),
+          model_(loaded_.config, dtype, device, mesh_, layout.virtual_stages,
+                 {.sequence_scatter = layout.sequence_scatter}),
           zero_(static_cast<int>(layout.zero)) {
         std::map<std::string, Tensor> values;
         for (const Parameter& parameter : model_.parameters())

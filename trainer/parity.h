@@ -23,6 +23,7 @@ struct ParityRow {
 // How the model is divided over the ranks of a job; data parallelism takes what the others leave.
 struct ParityLayout {
     int64_t tp = 1, cp = 1, pp = 1, virtual_stages = 1, zero = 0;
+    bool sequence_scatter = false;
 };
 
 // Compares levin with `folder`: config.json, model.safetensors, golden.safetensors, and recipe.json for a

@@ -1,5 +1,6 @@
 #include "trainer/passes.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -99,9 +100,9 @@ private:
                     sent_.push_back(ranks_.start_send(result, static_cast<int>(to)));
                 } else if (to == ranks_.rank()) {
                     Message message;
-                    message.value =
-                        Tensor::empty({batch(*action).layout.tokens(), model_.config().hidden_size},
-                                      model_.dtype(), model_.device());
+                    message.value = Tensor::empty(
+                        {model_.stream_rows(batch(*action).layout.tokens()), model_.config().hidden_size},
+                        model_.dtype(), model_.device());
                     message.arrival = ranks_.start_recv(message.value, static_cast<int>(from));
                     auto& box = action->forward ? activations_ : gradients_;
                     box[{action->stage + (action->forward ? 1 : -1), action->micro_batch}] =
@@ -133,13 +134,32 @@ void join_tied_embedding(const LanguageModel& model) {
         if (parameter.spec.name == "embedding") ends->all_reduce(parameter.variable.gradient());
 }
 
+// Where the tokens between blocks are scattered over tensor-parallel ranks, each has found the part of its
+// tokens in the gradients of what works there. One launch, of what this rank keeps of them alone.
+void sum_partial_gradients(const LanguageModel& model, const DataParallel* data_parallel) {
+    const std::vector<Parameter>& parameters = model.parameters();
+    if (std::none_of(parameters.begin(), parameters.end(), [](const Parameter& p) { return p.partial; }))
+        return;
+    Communicator& ranks = *model.mesh()->tp();
+    ranks.group([&] {
+        if (data_parallel) {
+            for (const OwnedRange& range : data_parallel->owned())
+                if (parameters[range.parameter].partial) ranks.all_reduce(range.gradient);
+        } else {
+            for (const Parameter& parameter : parameters)
+                if (parameter.partial) ranks.all_reduce(parameter.variable.gradient());
+        }
+    });
+}
+
 Variable forward_through_stages(const LanguageModel& model, const DeviceBatch& batch) {
     Communicator& ranks = *model.mesh()->pp();
     Variable stream;
     for (int64_t stage = ranks.rank(); stage < model.num_stages(); stage += ranks.size()) {
         if (stage > 0) {
-            const Tensor input = Tensor::empty({batch.layout.tokens(), model.config().hidden_size},
-                                               model.dtype(), model.device());
+            const Tensor input =
+                Tensor::empty({model.stream_rows(batch.layout.tokens()), model.config().hidden_size},
+                              model.dtype(), model.device());
             ranks.recv(input, static_cast<int>((stage - 1) % ranks.size()));
             stream = Variable(input);
         }
@@ -174,6 +194,7 @@ std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<Dev
         }
     }
     if (data_parallel) data_parallel->finish();
+    sum_partial_gradients(model, data_parallel);
     context_parallel::finish_exchanges();
     return losses;
 }

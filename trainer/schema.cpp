@@ -277,6 +277,14 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "Multiprocessors of a GPU that NCCL may take for the gradients and parameters of data-parallel "
         "ranks, "
         "which travel while the others compute. 0: NCCL's choice.");
+    KEY(parallel, sequence_scatter, boolean,
+        "Between blocks each tensor-parallel rank keeps its share of the tokens, all-gather and "
+        "reduce-scatter in place of all-reduce: less memory, norms and residual additions divided. Needs "
+        "`tp` of 2 or more.");
+    KEY(parallel, overlap_chunks, integer, {1, 16},
+        "Tensor-parallel collectives go out in up to this many chunks of tokens, of 16 MiB or more, each "
+        "while "
+        "the next one is multiplied.");
 
     KEY(log, tensorboard, boolean, "Write TensorBoard event files to `run.folder`.");
     KEY(log, report, boolean, "Write report.html to `run.folder` at the end.");

@@ -36,6 +36,8 @@ void add_parity_command(CLI::App& app) {
     command->add_option("--zero", options->layout.zero, "Stage of ZeRO, 0 to 3")
         ->check(CLI::Range(0, 3))
         ->capture_default_str();
+    command->add_flag("--sequence-scatter", options->layout.sequence_scatter,
+                      "Scatter the tokens between blocks over the tensor-parallel ranks");
     command->callback([options] {
         World& world = World::current();
         const Device device = world.size() > 1 && options->device == "cuda" ? world.device(DeviceType::cuda)

@@ -23,7 +23,9 @@ int64_t default_chunk(const Tensor& weight) {
 
 ops::CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& weight, int64_t first,
                                              int64_t vocab_size, const Tensor& targets,
-                                             const ops::CrossEntropyOptions& options, const Ranks& ranks) {
+                                             const ops::CrossEntropyOptions& options,
+                                             const TokenShares& shares) {
+    const Ranks& ranks = shares.ranks();
     const Tensor h = hidden.value().contiguous(), w = weight.value();
     const int64_t tokens = h.rows(), rows_of_w = w.dim(0);
     const int64_t vocab = std::clamp<int64_t>(vocab_size - first, 0, rows_of_w);  // own ones, without padding
@@ -79,7 +81,7 @@ ops::CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Varia
         if (want_hidden) {
             const Tensor dh_rows = dh.narrow(0, start, rows);
             product(z, false, w, false, dh_rows);
-            sums.push_back(ranks->start_all_reduce(dh_rows));
+            if (!shares.scattered()) sums.push_back(ranks->start_all_reduce(dh_rows));
         }
         if (want_weight)
             accumulate_gradient(weight,

@@ -42,27 +42,26 @@ Tensor gated(const Tensor& o, const Tensor& u, ops::Activation gate) {
 
 Variable gated_norm_row_linear(const Variable& o, const Variable& u, ops::Activation gate, double eps,
                                int64_t width, const Variable& weight, const Variable& bias,
-                               const Ranks& ranks) {
+                               const TokenShares& shares) {
     const Tensor ov = o.value().contiguous(), uv = u.defined() ? u.value() : Tensor{}, w = weight.value();
     LEVIN_CHECK(ov.dim(-1) == w.dim(1) && (!uv.defined() || uv.shape() == ov.shape()),
                 "gated_norm_row_linear", "o {}, u {} and weight {} do not fit", to_string(ov.shape()),
                 uv.defined() ? to_string(uv.shape()) : "-", to_string(w.shape()));
-    const int64_t tokens = ov.rows(), out = w.dim(0);
     const DType acc = accumulator_of(ov.dtype());
-    Tensor factor = Tensor::empty({tokens}, acc, ov.device());
-    kernels::row_squares(ov.stream(), {.rows = tokens,
+    const Tensor squares = shares.summand({}, acc, ov.device());
+    kernels::row_squares(ov.stream(), {.rows = shares.tokens(),
                                        .columns = ov.dim(-1),
                                        .dtype = ov.dtype(),
                                        .x = ov.data(),
                                        .x_stride = ov.row_stride(),
-                                       .sum = factor.data()});
-    Tensor y = Tensor::empty({tokens, out}, ov.dtype(), ov.device());
-    product(gated(ov, uv, gate), false, w, true, y);
-    ranks->group([&] {  // two types, one latency
-        ranks->all_reduce(y);
-        ranks->all_reduce(factor);
+                                       .sum = squares.data()});
+    const Tensor g = gated(ov, uv, gate), part = shares.summand({w.dim(0)}, ov.dtype(), ov.device());
+    InFlight sum = shares.start_sum({part, squares}, [&](int64_t first, int64_t rows) {
+        product(g.narrow(0, first, rows), false, w, true, part.narrow(0, first, rows));
     });
-    kernels::rms_factor(ov.stream(), {.rows = tokens,
+    sum.wait();
+    const Tensor y = sum[0], factor = sum[1];
+    kernels::rms_factor(ov.stream(), {.rows = shares.rows(),
                                       .width = width,
                                       .eps = eps,
                                       .acc = acc,
@@ -81,9 +80,9 @@ Variable gated_norm_row_linear(const Variable& o, const Variable& u, ops::Activa
     if (has_bias) inputs.push_back(bias);
     return record(
         "gated_norm_row_linear", inputs, result,
-        [ov, uv, w, factor, y, gate, width, has_gate, has_bias](const Tensor& dy, Gradients& inputs) {
+        [ov, uv, w, factor, y, gate, width, has_gate, has_bias, shares](const Tensor& dy, Gradients& inputs) {
             // With z = y / r: dz = r dy; S gets -r^3 (dy . z) / (2 width), so o gets -r^2 (dy . y) / width o.
-            Tensor coefficient = Tensor::empty(factor.shape(), factor.dtype(), factor.device());
+            const Tensor coefficient = Tensor::empty(factor.shape(), factor.dtype(), factor.device());
             kernels::rms_factor_gradient(dy.stream(), {.rows = dy.rows(),
                                                        .columns = dy.dim(-1),
                                                        .width = width,
@@ -94,13 +93,16 @@ Variable gated_norm_row_linear(const Variable& o, const Variable& u, ops::Activa
                                                        .y_stride = y.row_stride(),
                                                        .factor = factor.data(),
                                                        .coefficient = coefficient.data()});
-            Tensor dz = Tensor::empty(dy.shape(), dy.dtype(), dy.device());
-            scale_rows(factor, dy, 0, dz);
-            Tensor d_o = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
-            Tensor g = ov;
+            const Tensor scaled = Tensor::empty(dy.shape(), dy.dtype(), dy.device());
+            scale_rows(factor, dy, 0, scaled);
+            InFlight whole = shares.start_gather({scaled, coefficient});
+            const Tensor dg = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
+            whole.each([&](int64_t first, int64_t rows) {
+                product(whole[0].narrow(0, first, rows), false, w, false, dg.narrow(0, first, rows));
+            });
+            Tensor d_o = dg, g = ov;
             if (has_gate) {
-                Tensor dg = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
-                product(dz, false, w, false, dg);
+                d_o = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
                 Tensor du = inputs.buffer(2);
                 g = Tensor::empty(ov.shape(), ov.dtype(), ov.device());
                 kernels::glu_backward(ov.stream(), {.rows = ov.rows(),
@@ -118,12 +120,11 @@ Variable gated_norm_row_linear(const Variable& o, const Variable& u, ops::Activa
                                                     .db_stride = d_o.row_stride(),
                                                     .y = g.data()});
                 inputs.add(2, du);
-            } else {
-                product(dz, false, w, false, d_o);
             }
-            scale_rows(coefficient, ov, 1, d_o);
+            scale_rows(whole[1], ov, 1, d_o);
             inputs.add(0, d_o);
-            inputs.accumulate(1, [&](Tensor& dw, double beta) { product(dz, true, g, false, dw, beta); });
+            inputs.accumulate(1,
+                              [&](Tensor& dw, double beta) { product(whole[0], true, g, false, dw, beta); });
             if (has_bias)
                 inputs.accumulate(has_gate ? 3 : 2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
         });

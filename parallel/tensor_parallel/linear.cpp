@@ -9,13 +9,10 @@ using ops::sum_rows;
 
 namespace {
 
-Tensor forward(const char* op, const Tensor& x, const Tensor& w) {
+void check(const char* op, const Tensor& x, const Tensor& w) {
     LEVIN_CHECK(w.rank() == 2 && x.dim(-1) == w.dim(1) && x.dtype() == w.dtype(), op,
                 "x {} {} and weight {} {} do not fit", to_string(x.dtype()), to_string(x.shape()),
                 to_string(w.dtype()), to_string(w.shape()));
-    Tensor y = Tensor::empty({x.rows(), w.dim(0)}, x.dtype(), x.device());
-    product(x, false, w, true, y);
-    return y;
 }
 
 std::vector<Variable> inputs_of(const Variable& x, const Variable& weight, const Variable& bias) {
@@ -26,48 +23,67 @@ std::vector<Variable> inputs_of(const Variable& x, const Variable& weight, const
 
 }  // namespace
 
-Variable column_linear(const Variable& x, const Variable& weight, const Variable& bias, const Ranks& ranks) {
-    const Tensor xv = x.value(), w = weight.value();
-    Tensor y = forward("column_linear", xv, w);
+Variable column_linear(const Variable& x, const Variable& weight, const Variable& bias,
+                       const TokenShares& shares) {
+    const Tensor xv = x.value().contiguous(), w = weight.value();
+    check("column_linear", xv, w);
+    Tensor y = Tensor::empty({shares.tokens(), w.dim(0)}, xv.dtype(), xv.device());
+    InFlight whole = shares.start_gather({xv});
+    whole.each([&](int64_t first, int64_t rows) {
+        product(whole[0].narrow(0, first, rows), false, w, true, y.narrow(0, first, rows));
+    });
     const bool has_bias = bias.defined();
     if (has_bias) add_bias(y, bias.value(), y);
     // x is kept, also with selective recomputation: formed again it would come after the sum of dx, and the
     // weight gradient could not hide it.
     return record("column_linear", inputs_of(x, weight, bias), y,
-                  [xv, w, has_bias, ranks](const Tensor& dy, Gradients& inputs) {
-                      Tensor dx;
-                      Pending sum;
+                  [xv, w, has_bias, shares](const Tensor& dy, Gradients& inputs) {
+                      // x travels while dx is formed, and dx while the weight gradient is.
+                      InFlight whole, dx;
+                      if (inputs.wanted(1)) whole = shares.start_gather({xv});
                       if (inputs.wanted(0)) {
-                          dx = Tensor::empty({dy.rows(), w.dim(1)}, dy.dtype(), dy.device());
-                          product(dy, false, w, false, dx);
-                          sum = ranks->start_all_reduce(dx);
+                          const Tensor part = shares.summand({w.dim(1)}, dy.dtype(), dy.device());
+                          dx = shares.start_sum({part}, [&](int64_t first, int64_t rows) {
+                              product(dy.narrow(0, first, rows), false, w, false,
+                                      part.narrow(0, first, rows));
+                          });
                       }
-                      if (inputs.wanted(1))
-                          inputs.accumulate(
-                              1, [&](Tensor& dw, double beta) { product(dy, true, xv, false, dw, beta); });
+                      inputs.accumulate(1, [&](Tensor& dw, double beta) {
+                          whole.wait();
+                          product(dy, true, whole[0], false, dw, beta);
+                      });
                       if (has_bias)
                           inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
-                      if (!sum) return;
-                      sum->wait();
-                      inputs.add(0, dx);
+                      if (!inputs.wanted(0)) return;
+                      dx.wait();
+                      inputs.add(0, dx[0]);
                   });
 }
 
-Variable row_linear(const Variable& x, const Variable& weight, const Variable& bias, const Ranks& ranks) {
-    const Tensor w = weight.value();
-    Tensor y = forward("row_linear", x.value(), w);
-    ranks->all_reduce(y);
+Variable row_linear(const Variable& x, const Variable& weight, const Variable& bias,
+                    const TokenShares& shares) {
+    const Tensor xv = x.value(), w = weight.value();
+    check("row_linear", xv, w);
+    const Tensor part = shares.summand({w.dim(0)}, xv.dtype(), xv.device());
+    InFlight sum = shares.start_sum({part}, [&](int64_t first, int64_t rows) {
+        product(xv.narrow(0, first, rows), false, w, true, part.narrow(0, first, rows));
+    });
+    sum.wait();
+    const Tensor y = sum[0];
     const bool has_bias = bias.defined();
     if (has_bias) add_bias(y, bias.value(), y);
     return record("row_linear", inputs_of(x, weight, bias), y,
-                  [saved = Saved(0, x, weight), w, has_bias](const Tensor& dy, Gradients& inputs) {
-                      if (inputs.wanted(0)) {
-                          Tensor dx = inputs.buffer(0);
-                          product(dy, false, w, false, dx);
-                          inputs.add(0, dx);
-                      }
-                      // `dy` by value: the product may have to wait for x.
-                      inputs.accumulate(1, saved, [dy](Tensor& dw, double beta, const Tensor& x) {
+                  [saved = Saved(0, x, weight), w, has_bias, shares](const Tensor& dy, Gradients& inputs) {
+                      InFlight whole = shares.start_gather({dy.contiguous()});
+                      Tensor dx = inputs.wanted(0) ? inputs.buffer(0) : Tensor{};
+                      whole.each([&](int64_t first, int64_t rows) {
+                          if (dx.defined())
+                              product(whole[0].narrow(0, first, rows), false, w, false,
+                                      dx.narrow(0, first, rows));
+                      });
+                      if (dx.defined()) inputs.add(0, dx);
+                      // By value: the product may have to wait for x.
+                      inputs.accumulate(1, saved, [dy = whole[0]](Tensor& dw, double beta, const Tensor& x) {
                           product(dy, true, x, false, dw, beta);
                       });
                       if (has_bias)
@@ -75,11 +91,16 @@ Variable row_linear(const Variable& x, const Variable& weight, const Variable& b
                   });
 }
 
-Variable enter(const Variable& x, const Ranks& ranks) {
-    return record("enter", {x}, x.value(), [ranks](const Tensor& dy, Gradients& inputs) {
-        Tensor dx = dy.is_contiguous() ? dy.clone() : dy.contiguous();  // dy may be somebody's buffer
-        ranks->all_reduce(dx);
-        inputs.add(0, dx);
+Variable enter(const Variable& x, const TokenShares& shares) {
+    InFlight whole = shares.start_gather({x.value().contiguous()});
+    whole.wait();
+    return record("enter", {x}, whole[0], [shares](const Tensor& dy, Gradients& inputs) {
+        const Tensor part = shares.summand({dy.dim(-1)}, dy.dtype(), dy.device());  // dy may be a buffer
+        InFlight dx = shares.start_sum({part}, [&](int64_t first, int64_t rows) {
+            part.narrow(0, first, rows).copy_from(dy.narrow(0, first, rows));
+        });
+        dx.wait();
+        inputs.add(0, dx[0]);
     });
 }
 

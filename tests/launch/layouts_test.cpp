@@ -24,7 +24,7 @@ TEST(Layouts, ARunGoesOnAtAnyOther) {
         return outcome;
     };
     run(1, "alone", 14, "trainer.eval_every=4");
-    run(4, "changing", 4, "parallel.tp=2 parallel.cp=2");
+    run(4, "changing", 4, "parallel.tp=2 parallel.cp=2 parallel.sequence_scatter=true");
     run(4, "changing", 8, "parallel.pp=2 parallel.virtual_stages=2 parallel.zero=1 trainer.micro_batch=1");
     run(2, "changing", 10, "parallel.cp=2 parallel.zero=3");
     const Outcome wide = run(4, "changing", 12, "parallel.tp=4 trainer.eval_every=4");
@@ -55,6 +55,7 @@ TEST(Layouts, WhatCannotWorkEndsWithStatus2AndTheNearestThatDoes) {
     refused(2, "parallel.pp=2 parallel.virtual_stages=3", "parallel.pp=2 parallel.virtual_stages=2");
     refused(2, "trainer.global_batch=2", "trainer.global_batch=4");
     refused(2, "parallel.cp=2 trainer.sequence_length=1", "parallel.cp to 1");
+    refused(2, "parallel.cp=2 parallel.sequence_scatter=true", "parallel.sequence_scatter=false");
     EXPECT_FALSE(std::filesystem::exists(folder / "run/metrics.jsonl"));
 }
 
@@ -62,6 +63,7 @@ TEST(Layouts, ParityIsShownAtAnyLayout) {
     const std::string parity = levin() + " parity " + source_folder() + "/tests/golden/";
     for (const auto& [ranks, command] :
          std::vector<std::pair<int, std::string>>{{2, "tnl-base --tp 2"},
+                                                  {2, "tnl-layernorm-1elu-untied --tp 2 --sequence-scatter"},
                                                   {4, "tnl-base --cp 2 --pp 2 --dtype f64"},
                                                   {2, "tnl-trajectory --zero 2"}}) {
         const Outcome outcome = shell(mpirun(ranks) + parity + command);

@@ -67,13 +67,16 @@ Reference reference(const ModelConfig& config, const Data& data, const ops::Cros
 }
 
 void compare(const std::string& name, const ModelConfig& config, const Data& data, const Layout& layout,
-             const std::shared_ptr<Communicator>& ranks, Recomputation recomputation = Recomputation::none) {
-    SCOPED_TRACE(name + " at " + to_string(layout));
+             const std::shared_ptr<Communicator>& ranks, Recomputation recomputation = Recomputation::none,
+             const TensorParallelOptions& tensor_parallel = {}) {
+    SCOPED_TRACE(fmt::format("{} at {}{} in {} chunks", name, to_string(layout),
+                             tensor_parallel.sequence_scatter ? ", scattered" : "",
+                             tensor_parallel.overlap_chunks));
     const ops::CrossEntropyOptions options{
         .scale = 1.0 / static_cast<double>(data.counted), .z_loss = 1e-3, .chunk_tokens = 13};
     const Reference expected = reference(config, data, options);
     const auto mesh = std::make_shared<Mesh>(ranks, layout);
-    LanguageModel model(config, DType::f64, {}, mesh);
+    LanguageModel model(config, DType::f64, {}, mesh, 1, tensor_parallel);
     model.initialize(3);
     model.set_recomputation(recomputation);
     const ops::TokenLayout own =
@@ -89,6 +92,7 @@ void compare(const std::string& name, const ModelConfig& config, const Data& dat
         ASSERT_TRUE(parameter.variable.gradient().defined()) << parameter.spec.name;
         const Tensor sum = parameter.variable.gradient().clone();
         mesh->replicas()->all_reduce(sum);
+        if (parameter.partial) mesh->tp()->all_reduce(sum);
         const Tensor part =
             take_shard(expected.gradients.at(parameter.spec.name), parameter.shard, DType::f64, {});
         EXPECT_LT(relative_error(sum, part), 1e-10) << parameter.spec.name;
@@ -140,7 +144,58 @@ TEST(Layouts, RecomputationRepeatsTheCollectives) {
     for (const auto& [name, config] : test::variants(4))
         if (name == "tnl" || name == "tnl3" || name == "hybrid")
             for (const Recomputation mode : {Recomputation::selective, Recomputation::full})
-                compare(name, config, make_data(1, 19, 37, {}), {.cp = 2, .tp = 2}, ranks, mode);
+                for (const bool scatter : {false, true})
+                    compare(name, config, make_data(1, 19, 37, {}), {.cp = 2, .tp = 2}, ranks, mode,
+                            {.sequence_scatter = scatter});
+}
+
+// Chunks of any size are allowed here; a model of this size has messages far below the usual least.
+TensorParallelOptions in_chunks(int64_t chunks, bool scatter) {
+    return {.sequence_scatter = scatter, .overlap_chunks = chunks, .least_chunk_bytes = 1};
+}
+
+TEST(Layouts, EveryVariantIsTheSameFunctionWithTokensScatteredBetweenBlocks) {
+    const auto ranks = first_ranks(2);
+    if (!ranks) return;
+    for (const auto& [name, config] : test::variants(4))
+        compare(name, config, make_data(2, 17, 37, {}), {.tp = 2}, ranks, Recomputation::none,
+                in_chunks(3, true));
+}
+
+TEST(Layouts, AnyNumberOfTokensIsScatteredInAnyNumberOfChunks) {
+    const auto ranks = first_ranks(4);
+    if (!ranks) return;
+    for (const auto& [name, config] : test::variants(4))
+        if (name == "tnl3" || name == "position absolute")
+            for (const int64_t tokens : {1, 3, 4, 5, 23})  // fewer than ranks: some have padding alone
+                for (const int64_t chunks : {1, 2, 5})
+                    for (const bool scatter : {false, true})
+                        compare(fmt::format("{} tokens, {}", tokens, name), config,
+                                make_data(1, tokens, 37, {}), {.tp = 4}, ranks, Recomputation::none,
+                                in_chunks(chunks, scatter));
+}
+
+// On the CPU every element is summed in rank order wherever it lies.
+TEST(Layouts, ScatteringAndChunksChangeNoBit) {
+    const auto ranks = first_ranks(2);
+    if (!ranks) return;
+    ModelConfig config = test::small(4);
+    const Data data = make_data(1, 701, 37, {});  // chunks of 256 tokens, the last one smaller
+    const auto mesh = std::make_shared<Mesh>(ranks, Layout{.tp = 2});
+    const auto run = [&](const TensorParallelOptions& options) {
+        LanguageModel model(config, DType::f32, {}, mesh, 1, options);
+        model.initialize(3);
+        const auto loss = model.loss(tensor(data.ids), tensor(data.targets), {.length = 701}, {});
+        backward(loss.loss);
+        std::vector<std::vector<double>> numbers{loss.loss.value().to_vector()};
+        for (const Parameter& parameter : model.parameters())
+            numbers.push_back(parameter.variable.gradient().to_vector());
+        return numbers;
+    };
+    const auto expected = run({});
+    EXPECT_TRUE(run(in_chunks(3, false)) == expected);
+    EXPECT_TRUE(run(in_chunks(1, true)) == expected);
+    EXPECT_TRUE(run(in_chunks(3, true)) == expected);
 }
 
 // A communicator that counts what goes through it; a group is one launch.
@@ -149,12 +204,11 @@ TEST(Layouts, TheCrossRankNormCostsNoCollective) {
     if (!ranks) return;
     ModelConfig config = test::small(4);
     const Data data = make_data(1, 16, 37, {});
-    const auto launches = [&](int64_t layers, Gate gate) {
+    const auto launches = [&](int64_t layers, const TensorParallelOptions& options) {
         config.num_layers = layers;
-        config.gate = gate;
         const auto counting = std::make_shared<test::CountingCommunicator>(ranks);
         const auto mesh = std::make_shared<Mesh>(counting, Layout{.tp = 2});
-        LanguageModel model(config, DType::f32, {}, mesh);
+        LanguageModel model(config, DType::f32, {}, mesh, 1, options);
         model.initialize(1);
         test::CountingCommunicator& tp = dynamic_cast<test::CountingCommunicator&>(*mesh->tp());
         const int before = tp.launches();
@@ -163,13 +217,23 @@ TEST(Layouts, TheCrossRankNormCostsNoCollective) {
         backward(loss.loss);
         return std::pair(forward, tp.launches() - before - forward);
     };
-    const auto two = launches(2, Gate::multiply), three = launches(3, Gate::multiply);
-    EXPECT_EQ(three.first - two.first, 2);    // forward: the ends of the two blocks
-    EXPECT_EQ(three.second - two.second, 2);  // backward: their beginnings
-    // embedding; of the loss, three numbers a token and the gradient of hidden
-    EXPECT_EQ(two.first, 2 * 2 + 3);
-    EXPECT_EQ(two.second, 2 * 2);
-    EXPECT_EQ(launches(2, Gate::none), two);
+    const auto check = [&] {
+        // Whole between blocks. Forward: the ends of the two blocks; backward: their beginnings. Besides:
+        // embedding; of the loss, three numbers a token and the gradient of hidden.
+        EXPECT_EQ(launches(2, {}), std::pair(2 * 2 + 3, 2 * 2));
+        EXPECT_EQ(launches(3, {}), std::pair(2 * 3 + 3, 2 * 3));
+        // Scattered. Forward: a gather and a sum for each block; backward the same, and a column-parallel
+        // linear gathers its input again. Besides: the embedding both ways, hidden both ways.
+        EXPECT_EQ(launches(2, in_chunks(1, true)), std::pair(4 * 2 + 3, 6 * 2 + 2));
+        EXPECT_EQ(launches(3, in_chunks(1, true)), std::pair(4 * 3 + 3, 6 * 3 + 2));
+        // Two chunks double what goes in chunks: not the numbers of the loss.
+        EXPECT_EQ(launches(2, in_chunks(2, true)), std::pair(8 * 2 + 5, 12 * 2 + 4));
+    };
+    check();
+    config.gate = Gate::none;
+    check();
+    config.mixer = {Mixer::softmax};  // these layers have no norm across ranks
+    check();
 }
 
 TEST(Layouts, WhatCannotBeDividedIsRefusedWithTheNearest) {

@@ -54,8 +54,9 @@ std::vector<Subject> subjects() {
 struct Setting {
     Layout layout;
     int64_t virtual_stages = 1, zero = 0;
+    bool scatter = false;
     std::string name() const {
-        return to_string(layout) +
+        return to_string(layout) + (scatter ? ", scattered" : "") +
                (virtual_stages > 1 ? fmt::format(", {} stages a rank", virtual_stages) : "") +
                (zero > 0 ? fmt::format(", zero {}", zero) : "");
     }
@@ -70,15 +71,19 @@ std::vector<Setting> settings() {
                 for (const int64_t pp : {1, 2, 4})
                     for (const int64_t v : {1, 2})
                         for (const int64_t dp : {1, 2, 4})
-                            for (const int64_t zero : {0, 1, 2, 3}) {
-                                if (tp * cp * pp * dp > 8 || tp * cp * pp * dp == 1) continue;
-                                if (v > 1 && pp == 1) continue;
-                                if (zero > 0 && dp * cp == 1) continue;
-                                list.push_back({{.pp = pp, .dp = dp, .cp = cp, .tp = tp}, v, zero});
-                            }
+                            for (const int64_t zero : {0, 1, 2, 3})
+                                for (const bool scatter : {false, true}) {
+                                    if (tp * cp * pp * dp > 8 || tp * cp * pp * dp == 1) continue;
+                                    if (v > 1 && pp == 1) continue;
+                                    if (zero > 0 && dp * cp == 1) continue;
+                                    if (scatter && tp == 1) continue;
+                                    list.push_back(
+                                        {{.pp = pp, .dp = dp, .cp = cp, .tp = tp}, v, zero, scatter});
+                                }
         return list;
     }
-    // Every pair of values of (tp, cp, pp with its stages, dp, zero) that 8 ranks allow is in some row.
+    // Every pair of values of (tp, cp, pp with its stages, dp, zero) that 8 ranks allow is in some row, and
+    // scattered tokens with each of them.
     return {{{.tp = 2}},
             {{.cp = 2}, 1, 1},
             {{.pp = 2}},
@@ -86,15 +91,15 @@ std::vector<Setting> settings() {
             {{.tp = 4}},
             {{.pp = 4}, 2},
             {{.pp = 2, .dp = 2}, 2, 1},
-            {{.dp = 2, .tp = 2}, 1, 3},
+            {{.dp = 2, .tp = 2}, 1, 3, true},
             {{.cp = 4}, 1, 3},
             {{.dp = 2, .cp = 2, .tp = 2}},
-            {{.pp = 2, .cp = 2, .tp = 2}, 1, 2},
+            {{.pp = 2, .cp = 2, .tp = 2}, 1, 2, true},
             {{.pp = 2, .dp = 2, .tp = 2}, 2, 3},
             {{.pp = 2, .dp = 2, .cp = 2}, 1, 3},
             {{.pp = 4, .cp = 2}, 2, 1},
-            {{.dp = 2, .tp = 4}, 1, 1},
-            {{.pp = 2, .tp = 4}, 2},
+            {{.dp = 2, .tp = 4}, 1, 1, true},
+            {{.pp = 2, .tp = 4}, 2, 0, true},
             {{.dp = 4, .cp = 2}, 1, 2}};
 }
 
@@ -128,7 +133,11 @@ void append_sample(int64_t sample, bool packed, Batch& batch) {
 std::vector<double> train(const Subject& subject, DType dtype, const std::shared_ptr<Communicator>& ranks,
                           const Setting& setting) {
     const auto mesh = std::make_shared<Mesh>(ranks, setting.layout);
-    LanguageModel model(subject.config, dtype, {}, mesh, setting.virtual_stages);
+    // Scattered tokens go in two chunks, small as they are.
+    LanguageModel model(subject.config, dtype, {}, mesh, setting.virtual_stages,
+                        {.sequence_scatter = setting.scatter,
+                         .overlap_chunks = setting.scatter ? 2 : 1,
+                         .least_chunk_bytes = 1});
     model.initialize(5);
     std::unique_ptr<DataParallel> data_parallel;
     if (mesh->replicas()->size() > 1) {
