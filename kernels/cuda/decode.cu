@@ -2,6 +2,7 @@
 // them before the kernel in front of it has ended (programmatic dependent launch on Hopper), and norms,
 // gates, sums and the gated product happen inside the products.
 #include "kernels/cuda/activation.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/rotation.cuh"
 #include "kernels/cuda/row.cuh"
 #include "kernels/decode.h"
@@ -11,47 +12,23 @@ namespace levin::kernels::cuda {
 
 namespace {
 
-// From here on the next kernel of the stream may start; it waits itself before it touches anything.
-__device__ inline void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-// Until here only memory that no kernel of this step writes may be read.
-__device__ inline void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 bool is_hopper(int device) {
     int major = 0;
     LEVIN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
     return major >= 9;
 }
 
-template <class... Parameters, class... Arguments>
-void launch(const Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
-            Arguments... arguments) {
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = shared;
-    config.stream = use(stream);
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.attrs = &attribute;
-    config.numAttrs = is_hopper(stream.device.index) ? 1 : 0;
-    LEVIN_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+template <class Parameters>
+void launch(const Stream& stream, void (*kernel)(Parameters), dim3 grid, int threads, size_t shared,
+            const Parameters& parameters) {
+    launch_dependent(use(stream), is_hopper(stream.device.index), kernel, grid, threads, shared, parameters);
 }
 
 // --- products with few rows: a warp owns whole outputs and walks along their weights.
 
 constexpr int kLinearThreads = 256, kWarps = kLinearThreads / 32;
-constexpr int kGroup = 8;  // 16-byte loads in flight per lane, twice (this group and the next)
-constexpr int kLane = 8;   // bf16 elements a lane reads at once
-constexpr int kAhead = 3;  // further groups asked of the L2 cache before the kernel in front has ended
+constexpr int kGroup = 8;          // 16-byte loads in flight per lane, twice (this group and the next)
+constexpr int kLane = 8;           // bf16 elements a lane reads at once
 constexpr int kStep = 32 * kLane;  // elements a warp reads at once
 
 struct LinearArgs {
@@ -74,50 +51,42 @@ __device__ inline void unpack(const uint4& raw, float (&values)[kLane]) {
     }
 }
 
-// The row of weights that a warp reads now, and how far it is.
-struct Cursor {
-    int output, last, half, step;  // half 1: the second weight of a gated output
-    __device__ bool valid() const { return output < last; }
-    __device__ void advance(int steps, bool glu) {
-        step += kGroup;
-        if (step < steps) return;
-        step = 0;
-        if (glu && half == 0) {
-            half = 1;
-        } else {
-            half = 0;
-            output += kWarps;
-        }
+// The rows of weights of a block: its outputs one after the other, of gated outputs both weights. Rows are
+// dealt to the warps in turn, each to one warp.
+struct BlockRows {
+    int first, count;  // output, rows
+    __device__ explicit BlockRows(const LinearArgs& args) {
+        // Every block reads the same number of bytes, give or take one output.
+        first = static_cast<int>(int64_t{args.outputs} * blockIdx.x / gridDim.x);
+        const int last = static_cast<int>(int64_t{args.outputs} * (blockIdx.x + 1) / gridDim.x);
+        count = (last - first) * (args.glu ? 2 : 1);
+    }
+    __device__ const Bf16* at(const LinearArgs& args, int row) const {
+        const int64_t global = args.glu ? int64_t{row % 2} * args.outputs + first + row / 2 : first + row;
+        return args.weight + global * args.width;
     }
 };
 
-__device__ inline void read_weights(const LinearArgs& args, const Cursor& at, int lane,
+// The row that a warp reads now, and how far it is.
+struct Cursor {
+    int row, step;
+    __device__ void advance(int steps) {
+        step += kGroup;
+        if (step < steps) return;
+        step = 0;
+        row += kWarps;
+    }
+};
+
+__device__ inline void read_weights(const LinearArgs& args, const BlockRows& rows, const Cursor& at, int lane,
                                     uint4 (&group)[kGroup]) {
-    if (!at.valid()) return;
-    const Bf16* row = args.weight + (int64_t{at.half} * args.outputs + at.output) * args.width;
+    if (at.row >= rows.count) return;
+    const Bf16* row = rows.at(args, at.row);
 #pragma unroll
     for (int i = 0; i < kGroup; ++i) {
         const int column = (at.step + i) * kStep + lane * kLane;
         group[i] = column < args.width ? __ldcs(reinterpret_cast<const uint4*>(row + column)) : uint4{};
     }
-}
-
-// Has the L2 cache fetch the `groups` groups of weights behind a cursor, while nothing else keeps the memory
-// busy.
-__device__ inline void prefetch_weights(const LinearArgs& args, Cursor at, int steps, int lane, int groups) {
-#if __CUDA_ARCH__ >= 900
-    if (lane != 0) return;
-    for (int i = 0; i < groups; ++i) {
-        at.advance(steps, args.glu);
-        if (!at.valid()) return;
-        const Bf16* from =
-            args.weight + (int64_t{at.half} * args.outputs + at.output) * args.width + at.step * kStep;
-        const int elements = min(kGroup * kStep, args.width - at.step * kStep);
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
-                     "r"(elements * static_cast<int>(sizeof(Bf16)))
-                     : "memory");
-    }
-#endif
 }
 
 // The input of the product, rounded to bf16, into shared memory [B][width].
@@ -157,33 +126,33 @@ __device__ inline void prepare_input(const LinearArgs& args, Bf16* input) {
     __syncthreads();
 }
 
+// Shared memory: the input [B][width], then the sums [B][rows].
 template <int B>
 __global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_constant__ LinearArgs args) {
     extern __shared__ uint4 shared[];
     Bf16* input = reinterpret_cast<Bf16*>(shared);
+    float* sums = reinterpret_cast<float*>(input + B * args.width);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int steps = (args.width + kStep - 1) / kStep;
-    // Outputs are dealt so that every block reads the same number of bytes, give or take one output.
-    const int first = static_cast<int>(int64_t{args.outputs} * blockIdx.x / gridDim.x);
-    Cursor at{first + warp, static_cast<int>(int64_t{args.outputs} * (blockIdx.x + 1) / gridDim.x), 0, 0};
-    uint4 now[kGroup], next[kGroup];
-    read_weights(args, at, lane, now);
-    prefetch_weights(args, at, steps, lane, kAhead);
-    let_next_start();
-    wait_for_previous();
+    const BlockRows rows(args);
+    // Two groups are always on their way or at work, the first two before the kernel in front has ended.
+    Cursor at{warp, 0}, ahead = at;
+    uint4 even[kGroup], odd[kGroup];
+    read_weights(args, rows, ahead, lane, even);
+    ahead.advance(steps);
+    read_weights(args, rows, ahead, lane, odd);
+    let_next_kernel_start();
+    wait_for_previous_kernels();
     prepare_input<B>(args, input);
 
-    float sum[B] = {}, gate[B] = {};
-    while (at.valid()) {
-        Cursor ahead = at;
-        ahead.advance(steps, args.glu);
-        read_weights(args, ahead, lane, next);
+    float sum[B] = {};
+    const auto multiply = [&](uint4(&group)[kGroup]) {
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
             const int column = (at.step + i) * kStep + lane * kLane;
             if (column < args.width) {
                 float w[kLane], x[kLane];
-                unpack(now[i], w);
+                unpack(group[i], w);
 #pragma unroll
                 for (int b = 0; b < B; ++b) {
                     unpack(*reinterpret_cast<const uint4*>(input + b * args.width + column), x);
@@ -192,24 +161,33 @@ __global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_
                 }
             }
         }
-        if (ahead.step == 0) {  // the row is done
+        ahead.advance(steps);
+        read_weights(args, rows, ahead, lane, group);
+        const int row = at.row;
+        at.advance(steps);
+        if (at.row == row) return;
 #pragma unroll
-            for (int b = 0; b < B; ++b) {
-                const float whole = warp_sum(sum[b]);
-                sum[b] = 0;
-                if (args.glu && at.half == 0) {
-                    // As in the separate kernels, the factors are rounded before they meet.
-                    gate[b] = to_acc(from_acc<Bf16>(whole));
-                } else if (lane == 0) {
-                    const float value =
-                        args.glu ? activate(args.activation, gate[b]) * to_acc(from_acc<Bf16>(whole)) : whole;
-                    args.y[int64_t{b} * args.outputs + at.output] = from_acc<Bf16>(value);
-                }
-            }
+        for (int b = 0; b < B; ++b) {
+            const float whole = warp_sum(sum[b]);
+            sum[b] = 0;
+            if (lane == 0) sums[b * rows.count + row] = whole;
         }
-        at = ahead;
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) now[i] = next[i];
+    };
+    while (at.row < rows.count) {
+        multiply(even);
+        if (at.row < rows.count) multiply(odd);
+    }
+    __syncthreads();
+    const int outputs = args.glu ? rows.count / 2 : rows.count;
+    for (int i = threadIdx.x; i < B * outputs; i += kLinearThreads) {
+        const int b = i / outputs, output = i % outputs;
+        const float* sum_of = sums + b * rows.count;
+        // As in the separate kernels, the factors are rounded before they meet.
+        const auto rounded = [&](int row) { return to_acc(from_acc<Bf16>(sum_of[row])); };
+        const float value = args.glu
+                                ? activate(args.activation, rounded(2 * output)) * rounded(2 * output + 1)
+                                : sum_of[output];
+        args.y[int64_t{b} * args.outputs + rows.first + output] = from_acc<Bf16>(value);
     }
 }
 
@@ -241,8 +219,11 @@ void fused_linear(const Stream& stream, const DecodeLinear& args) {
         args.activation,
         args.glu,
         static_cast<float>(args.eps)};
-    launch(stream, linear_kernel<B>, dim3(static_cast<unsigned>(multiprocessors(stream.device.index))),
-           kLinearThreads, static_cast<size_t>(B * args.width) * sizeof(Bf16), linear);
+    const int64_t blocks = multiprocessors(stream.device.index),
+                  rows = ceil_div(args.outputs, blocks) * (args.glu ? 2 : 1);
+    const auto shared = static_cast<size_t>(B) * (static_cast<size_t>(args.width) * sizeof(Bf16) +
+                                                  static_cast<size_t>(rows) * sizeof(float));
+    launch(stream, linear_kernel<B>, dim3(static_cast<unsigned>(blocks)), kLinearThreads, shared, linear);
 }
 
 // --- attention: a block owns 32 columns of one head's state; 8 threads cover them, 32 rows at a time.
@@ -299,8 +280,8 @@ __global__ void __launch_bounds__(kAttentionThreads)
             for (int j = 0; j < kPerThread; ++j) rows[i][j] = column + j < args.value_dim ? from[j] : A(0);
         }
     }
-    let_next_start();
-    wait_for_previous();
+    let_next_kernel_start();
+    wait_for_previous_kernels();
 
     const T* base_q = static_cast<const T*>(args.q) + sequence * args.stride + head * args.key_dim;
     const T* base_k = static_cast<const T*>(args.k) + sequence * args.stride + head * args.key_dim;
@@ -370,7 +351,7 @@ __global__ void __launch_bounds__(kAdvanceThreads)
     using A = acc_t<T>;
     __shared__ A values[kAdvanceThreads];
     __shared__ int places[kAdvanceThreads];
-    wait_for_previous();
+    wait_for_previous_kernels();
     const T* row = logits + blockIdx.x * vocab;
     A best = -INFINITY;
     int place = 0;

@@ -11,7 +11,7 @@ constexpr int64_t kTile = 64,
 // The Hopper kernels hold lambda^-64 in f32.
 constexpr float kSteepest = 75.0f / kTile;
 // What making a segment's state costs, of what its scan costs: half the bytes and less than half the work.
-constexpr double kStatePass = 0.35;
+constexpr double kStatePass = 0.3;
 
 bool plain_or_silu(Activation activation) {
     return activation == Activation::none || activation == Activation::silu;

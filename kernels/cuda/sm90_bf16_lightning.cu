@@ -14,6 +14,7 @@
 //              dk = [(V dO^T) . M] Q + W V dKV^T
 // Rows beyond the last token are zero in the tiles. Each product for the state starts from zero and is added
 // by one FMA, so that long sums do not inherit the tensor core's truncation.
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/lightning_expand.h"
 #include "kernels/cuda/lightning_segments.cuh"
 #include "kernels/cuda/sm90_bf16_lightning.h"
@@ -51,16 +52,16 @@ struct StateWork {
 };
 
 template <bool DQ>
-using ScanMemory = Memory<DQ ? 2 : 3, DQ ? 4 : 3, 2>;
-using KeyValueMemory = Memory<2, 5, 2>;
-using StateMemory = Memory<6, 2, 0>;
+using ScanLayout = Layout<DQ ? 2 : 3, DQ ? 4 : 3, 2>;
+using KeyValueLayout = Layout<2, 5, 2>;
+using StateLayout = Layout<6, 2, 0, 2>;
 
 // Tiles of a stage: x, k, v; dq: derivatives of q. Consumer `group` makes columns 64 group .. of the output,
 // which goes out through the derivatives or, for o, through q.
 template <bool DQ>
-__device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanMemory<DQ>>& block) {
+__device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanLayout<DQ>>& block) {
     const Place place;
-    const uint32_t states = block.base + ScanMemory<DQ>::kStates;
+    const uint32_t states = block.base + ScanLayout<DQ>::kStates;
     const Powers& powers = block.powers;
     State state;
     state.start(place, scan.work, block.chain);
@@ -114,30 +115,32 @@ __device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanMemory<D
 }
 
 template <bool DQ>
-__global__ void __launch_bounds__(kThreads, 1) scan_kernel(const __grid_constant__ ScanWork scan) {
+__global__ void __launch_bounds__(ScanLayout<DQ>::kThreads, 1)
+    scan_kernel(const __grid_constant__ ScanWork scan) {
 #ifdef LEVIN_SM90A
-    const Block<ScanMemory<DQ>> block(scan.work, Chain(scan.work));
+    const Block<ScanLayout<DQ>> block(scan.work, Chain(scan.work));
     if (role() == Role::load) {
-        give_registers<24>();
+        give_registers<ScanLayout<DQ>::kForLoader>();
         if constexpr (DQ)
             block.template load<1>(block.of_values(scan.x), block.of_keys(scan.k), block.of_values(scan.v),
                                    block.of_keys(scan.source));
         else
             block.template load<1>(block.of_keys(scan.x), block.of_keys(scan.k), block.of_values(scan.v));
     } else if (role() == Role::activate) {
-        give_registers<72>();
+        give_registers<ScanLayout<DQ>::kForActivator>();
+        using Crew = Activator<ScanLayout<DQ>::kActivators>;
         block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t x = block.stage(turn), k = x + kTileBytes, v = k + kTileBytes,
                            source = v + kTileBytes;
             block.pipeline.wait_loaded(turn);
-            if (scan.x_silu) activate(x);
-            weigh<1>(k, scan.k_silu, block.powers, block.chain.rows(done));
-            if (scan.v_silu) activate(v);
-            if (DQ && scan.source_silu) differentiate(source);
+            if (scan.x_silu) Crew::activate(x);
+            Crew::template weigh<1>(k, scan.k_silu, block.powers, block.chain.rows(done));
+            if (scan.v_silu) Crew::activate(v);
+            if (DQ && scan.source_silu) Crew::differentiate(source);
             block.pipeline.publish(turn);
         });
     } else {
-        take_registers<208>();
+        take_registers<ScanLayout<DQ>::kForConsumer>();
         scan_tiles<DQ>(scan, block);
     }
     wait_for_previous_kernels();
@@ -164,9 +167,9 @@ __device__ inline void multiply_by_v_derivative(float (&out)[kWidth / 2], const 
 // Tiles of a stage: q, k, v, d_o, derivatives of k. Makes dv, or DK: dk. dv goes out through the tile of k,
 // which only its maker reads.
 template <bool DK>
-__device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyValueMemory>& block,
+__device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyValueLayout>& block,
                                      const Place& place) {
-    const uint32_t states = block.base + KeyValueMemory::kStates;
+    const uint32_t states = block.base + KeyValueLayout::kStates;
     const Powers& powers = block.powers;
     State state;
     state.start(place, args.work, block.chain);
@@ -221,26 +224,28 @@ __device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyVa
 }
 
 // Consumer 0 makes dv, consumer 1 dk.
-__global__ void __launch_bounds__(kThreads, 1) key_value_kernel(const __grid_constant__ KeyValueWork args) {
+__global__ void __launch_bounds__(KeyValueLayout::kThreads, 1)
+    key_value_kernel(const __grid_constant__ KeyValueWork args) {
 #ifdef LEVIN_SM90A
-    const Block<KeyValueMemory> block(args.work, Chain(args.work));
+    const Block<KeyValueLayout> block(args.work, Chain(args.work));
     if (role() == Role::load) {
-        give_registers<24>();
+        give_registers<KeyValueLayout::kForLoader>();
         block.load<-1>(block.of_keys(args.q), block.of_keys(args.k), block.of_values(args.v),
                        block.of_values(args.d_o));
     } else if (role() == Role::activate) {
-        give_registers<72>();
+        give_registers<KeyValueLayout::kForActivator>();
+        using Crew = Activator<KeyValueLayout::kActivators>;
         block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t q = block.stage(turn), k = q + kTileBytes, v = k + kTileBytes,
                            derivatives = v + 2 * kTileBytes;
             block.pipeline.wait_loaded(turn);
-            weigh<-1>(q, args.qk_silu, block.powers, block.chain.rows(done));
-            if (args.qk_silu) activate_and_differentiate(k, derivatives);
-            if (args.raw_v) activate(v);
+            Crew::weigh<-1>(q, args.qk_silu, block.powers, block.chain.rows(done));
+            if (args.qk_silu) Crew::activate_and_differentiate(k, derivatives);
+            if (args.raw_v) Crew::activate(v);
             block.pipeline.publish(turn);
         });
     } else {
-        take_registers<208>();
+        take_registers<KeyValueLayout::kForConsumer>();
         const Place place;
         if (place.group == 0)
             make_gradient<false>(args, block, place);
@@ -262,23 +267,25 @@ __device__ inline Chain without_faded(const Work& work) {
 
 // What each segment adds to the state, for segments that have a next one. STEP 1: KV, -1: dKV.
 template <int STEP>
-__global__ void __launch_bounds__(kThreads, 1) state_kernel(const __grid_constant__ StateWork args) {
+__global__ void __launch_bounds__(StateLayout::kThreads, 1)
+    state_kernel(const __grid_constant__ StateWork args) {
 #ifdef LEVIN_SM90A
-    const Block<StateMemory> block(args.work, without_faded(args.work));
+    const Block<StateLayout> block(args.work, without_faded(args.work));
     if (role() == Role::load) {
-        give_registers<24>();
+        give_registers<StateLayout::kForLoader>();
         block.load<STEP>(block.of_keys(args.a), block.of_values(args.b));
     } else if (role() == Role::activate) {
-        give_registers<72>();
+        give_registers<StateLayout::kForActivator>();
+        using Crew = Activator<StateLayout::kActivators>;
         block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t a = block.stage(turn);
             block.pipeline.wait_loaded(turn);
-            weigh<STEP>(a, args.a_silu, block.powers, block.chain.rows(done));
-            if (args.b_silu) activate(a + kTileBytes);
+            Crew::weigh<STEP>(a, args.a_silu, block.powers, block.chain.rows(done));
+            if (args.b_silu) Crew::activate(a + kTileBytes);
             block.pipeline.publish(turn);
         });
     } else {
-        take_registers<208>();
+        take_registers<StateLayout::kForConsumer>();
         const Place place;
         State state;
 #pragma unroll
@@ -307,21 +314,10 @@ __global__ void __launch_bounds__(kThreads, 1) state_kernel(const __grid_constan
 class Launches {
 public:
     explicit Launches(cudaStream_t stream) : stream_(stream) {}
-    template <class M, class Args>
+    template <class L, class Args>
     void add(void (*kernel)(Args), int64_t blocks, const Args& args) {
-        constexpr int kBytes = M::kBytes + 1024;
-        LEVIN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-        cudaLaunchAttribute early{};
-        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        early.val.programmaticStreamSerializationAllowed = 1;
-        cudaLaunchConfig_t config{};
-        config.gridDim = dim3(static_cast<unsigned>(blocks));
-        config.blockDim = dim3(kThreads);
-        config.dynamicSmemBytes = kBytes;
-        config.stream = stream_;
-        config.attrs = &early;
-        config.numAttrs = first_ ? 0 : 1;
-        LEVIN_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
+        launch_dependent(stream_, !first_, kernel, dim3(static_cast<unsigned>(blocks)), L::kThreads,
+                         L::kBytes + 1024, args);
         first_ = false;
     }
     // After a kernel that does not let the next one start.
@@ -424,7 +420,7 @@ private:
 template <int STEP>
 void states_between(Launches& launches, cudaStream_t stream, const Work& work, const Mapped& a,
                     const Mapped& b) {
-    launches.add<StateMemory>(state_kernel<STEP>, work.chains * (work.plan.segments - 1),
+    launches.add<StateLayout>(state_kernel<STEP>, work.chains * (work.plan.segments - 1),
                               StateWork{a.map, b.map, work, a.silu, b.silu});
     if (!work.starts) return;
     launch_states_between(stream, work.chains,
@@ -467,7 +463,7 @@ void sm90_lightning_forward(const Stream& stream, const LightningForward& args) 
         states_between<1>(launches, s, work, k, v);
         work.just_made = true;
     }
-    launches.add<ScanMemory<false>>(
+    launches.add<ScanLayout<false>>(
         scan_kernel<false>, work.chains * work.plan.segments,
         ScanWork{q.map, k.map, v.map, q.map, o.output(), work, q.silu, k.silu, v.silu, false});
     o.sum();
@@ -501,12 +497,12 @@ void sm90_lightning_backward(const Stream& stream, const LightningBackward& args
         backward.just_made = true;
     }
     // dq last: it need not wait for anybody, and fills the places that the other leaves.
-    launches.add<KeyValueMemory>(
+    launches.add<KeyValueLayout>(
         key_value_kernel, work.chains * work.plan.segments,
         KeyValueWork{q.map, k.map, v.map, d_o.map, output_of(shape, args.dk, args.dk_stride, work.key_dim),
                      dv.output(), backward, q.silu, v.silu ? static_cast<const Bf16*>(args.v) : nullptr,
                      args.v_stride});
-    launches.add<ScanMemory<true>>(
+    launches.add<ScanLayout<true>>(
         scan_kernel<true>, work.chains * work.plan.segments,
         ScanWork{d_o.map, k.map, v.map, q.map, output_of(shape, args.dq, args.dq_stride, work.key_dim),
                  forward, false, k.silu, v.silu, q.silu});

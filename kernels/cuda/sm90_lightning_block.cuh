@@ -2,14 +2,14 @@
 // on, the powers of the decay, shared memory, and the pipeline between the roles.
 #pragma once
 
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/lightning_plan.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/wgmma.cuh"
 
 namespace levin::kernels::cuda::hopper {
 
-constexpr int kTile = 64, kWidth = 128, kUnits = kWidth / 8, kGroup = 128, kConsumers = 2 * kGroup,
-              kThreads = 4 * kGroup;
+constexpr int kTile = 64, kWidth = 128, kUnits = kWidth / 8, kGroup = 128, kConsumers = 2 * kGroup;
 constexpr int kTileBytes = kTile * kWidth * 2, kStateBytes = kWidth * kWidth * 2;
 
 // The chains of a launch, [sequence, key head]. Keys wider than a tile come as `parts` key heads for each
@@ -82,7 +82,7 @@ struct Turn {
 };
 
 // A stage's life: loaded (raw operands have arrived), full (activated), empty (consumed).
-template <int STAGES>
+template <int STAGES, int ACTIVATORS>
 struct Pipeline {
     uint32_t loaded, full, empty;
     __device__ explicit Pipeline(uint32_t base)
@@ -90,7 +90,7 @@ struct Pipeline {
         if (threadIdx.x == 0)
             for (int i = 0; i < STAGES; ++i) {
                 initialize_barrier(loaded + 8 * i, 1);
-                initialize_barrier(full + 8 * i, kGroup / 32);
+                initialize_barrier(full + 8 * i, ACTIVATORS * kGroup / 32);
                 initialize_barrier(empty + 8 * i, kConsumers / 32);
             }
     }
@@ -122,9 +122,17 @@ private:
     }
 };
 
-// Shared memory of a kernel: barriers and powers, then stages of TILES tiles, STATES copies of the state.
-template <int STAGES, int TILES, int STATES>
-struct Memory {
+// A kernel's warpgroups: loader, activator, two consumers, and a second activator where there are two. Its
+// shared memory: barriers and powers, then stages of TILES tiles, STATES copies of the state.
+template <int STAGES, int TILES, int STATES, int ACTIVATORS = 1>
+struct Layout {
+    static constexpr int kThreads = (3 + ACTIVATORS) * kGroup, kActivators = ACTIVATORS;
+    // Registers of a thread by role. They share what the block has at its start: a role that asks for more
+    // waits for ever.
+    static constexpr int kAtStart = 65536 / kThreads / 8 * 8, kForLoader = 24,
+                         kForActivator = ACTIVATORS == 1 ? 72 : 64,
+                         kForConsumer = ACTIVATORS == 1 ? 208 : 160;
+    static_assert(kForLoader + ACTIVATORS * kForActivator + 2 * kForConsumer <= (3 + ACTIVATORS) * kAtStart);
     static constexpr int kStages = STAGES, kPowers = 160, kTiles = 1024, kStage = TILES * kTileBytes,
                          kStates = kTiles + STAGES * kStage, kBytes = kStates + STATES * kStateBytes;
     static_assert(24 * STAGES <= kPowers && kPowers + 4 * (3 * kTile + 2) <= kTiles);
@@ -144,21 +152,21 @@ struct Source {
 };
 
 // Everything a role needs; what differs between kernels is in their own functions.
-template <class M>
+template <class L>
 struct Block {
     unsigned char* memory = aligned_memory();
     uint32_t base = shared_address(memory);
     Chain chain;
-    Pipeline<M::kStages> pipeline{base};
+    Pipeline<L::kStages, L::kActivators> pipeline{base};
     Powers powers;
     __device__ Block(const Work& work, const Chain& tokens)
         : chain(tokens),
-          powers(reinterpret_cast<float*>(memory + M::kPowers), work.slopes[tokens.value_head]) {
+          powers(reinterpret_cast<float*>(memory + L::kPowers), work.slopes[tokens.value_head]) {
         let_next_kernel_start();
         __syncthreads();
     }
-    using Turn = hopper::Turn<M::kStages>;
-    __device__ uint32_t stage(const Turn& turn) const { return base + M::kTiles + turn.stage * M::kStage; }
+    using Turn = hopper::Turn<L::kStages>;
+    __device__ uint32_t stage(const Turn& turn) const { return base + L::kTiles + turn.stage * L::kStage; }
     template <class Body>  // body(turn, done) for every tile
     __device__ void each_tile(const Body& body) const {
         Turn turn;
@@ -190,14 +198,14 @@ private:
 enum class Role { load, activate, consume };
 __device__ inline Role role() {
     const int group = threadIdx.x / kGroup;
-    return group == 0 ? Role::load : group == 1 ? Role::activate : Role::consume;
+    return group == 0 ? Role::load : group == 1 || group == 4 ? Role::activate : Role::consume;
 }
 
 // A consumer thread's place: warpgroup 0 or 1, warp 0..3 in it, lane 4 g + q.
 struct Place {
     int group, warp, lane, g, q;
     __device__ Place() {
-        const int t = threadIdx.x - (kThreads - kConsumers);
+        const int t = threadIdx.x - 2 * kGroup;
         group = t / 128, warp = t / 32 % 4, lane = t % 32, g = lane / 4, q = lane % 4;
     }
 };

@@ -13,79 +13,89 @@ struct Output {
     int width;
 };
 
-// An activator thread's part of a tile: unit t % 16 of rows t / 16 + 8 i. All are read before the first is
-// worked on, so that one warp a scheduler hides its own latencies.
-struct Units {
-    uint4 at[kTile / 8];
-    __device__ static int row(int i) { return threadIdx.x % kGroup / kUnits + 8 * i; }
-    __device__ static uint32_t address(uint32_t tile, int i) {
-        return panel_address<kTile>(tile, row(0), threadIdx.x % kUnits) + i * 1024;
-    }
-    __device__ explicit Units(uint32_t tile) {
-#pragma unroll
-        for (int i = 0; i < kTile / 8; ++i) at[i] = load_shared_unit(address(tile, i));
-    }
-    // Writes body(pair of values, i) for every pair; its row is row(i).
-    template <class Body>
-    __device__ void write(uint32_t tile, const Body& body) const {
-#pragma unroll
-        for (int i = 0; i < kTile / 8; ++i) {
-            const uint4& v = at[i];
-            store_shared_unit(address(tile, i), {body(v.x, i), body(v.y, i), body(v.z, i), body(v.w, i)});
-        }
-    }
-};
-
-__device__ inline void activate(uint32_t tile) {
-    Units(tile).write(tile, [](uint32_t raw, int) { return silu(raw); });
-}
-// silu' of the raw values in `tile`.
+// silu' of a pair
 __device__ inline uint32_t derivative_of(uint32_t raw) {
     return pack(silu_derivative(low_half(raw)), silu_derivative(high_half(raw)));
 }
-__device__ inline void differentiate(uint32_t tile) {
-    Units(tile).write(tile, [](uint32_t raw, int) { return derivative_of(raw); });
-}
-// Both from one evaluation.
-__device__ inline void activate_and_differentiate(uint32_t tile, uint32_t derivatives) {
-    const Units units(tile);
+
+// A thread of N warpgroups that work on a tile in place: its part is unit t % 16 of rows t / 16 + 8 N i. All
+// are read before the first is worked on, so that one warp a scheduler hides its own latencies.
+template <int N>
+struct Activator {
+    static constexpr int kRows = kTile / (8 * N);
+    struct Units {
+        uint4 at[kRows];
+        __device__ explicit Units(uint32_t tile) {
 #pragma unroll
-    for (int i = 0; i < kTile / 8; ++i) {
-        uint32_t value[4], derivative[4];
-        const uint32_t raw[4] = {units.at[i].x, units.at[i].y, units.at[i].z, units.at[i].w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-            const float x = low_half(raw[j]), y = high_half(raw[j]);
-            const float s = fast_sigmoid(x), t = fast_sigmoid(y), a = x * s, b = y * t;
-            value[j] = pack(a, b);
-            derivative[j] = pack(s + a * (1.0f - s), t + b * (1.0f - t));
+            for (int i = 0; i < kRows; ++i) at[i] = load_shared_unit(address(tile, i));
         }
-        store_shared_unit(Units::address(derivatives, i),
-                          {derivative[0], derivative[1], derivative[2], derivative[3]});
-        store_shared_unit(Units::address(tile, i), {value[0], value[1], value[2], value[3]});
-    }
-}
-// The operand that enters the state: activated and weighted for the update in one rounding. After m tokens of
-// an ascending tile row r has weight lambda^(m-1-r); descending, with tokens at the tile's last m rows,
-// lambda^(m-63+r). Zero elsewhere. The squares of tokens take the weighted operand too and are scaled back by
-// rows (mask below).
-template <int STEP>
-__device__ inline void weigh(uint32_t tile, bool with_silu, const Powers& powers, int m) {
-    const Units units(tile);
-    float weight[kTile / 8];
+        // Writes body(pair of values, i) for every pair; its row is row(i).
+        template <class Body>
+        __device__ void write(uint32_t tile, const Body& body) const {
 #pragma unroll
-    for (int i = 0; i < kTile / 8; ++i)
-        weight[i] = STEP > 0 ? powers.fall[m - 1 - Units::row(i)]
-                             : powers.fall[1] * powers.fall[m - kTile + Units::row(i)];
-    if (with_silu)
-        units.write(tile, [&](uint32_t raw, int i) {
-            return pack(silu(low_half(raw)) * weight[i], silu(high_half(raw)) * weight[i]);
-        });
-    else
-        units.write(tile, [&](uint32_t raw, int i) {
-            return pack(low_half(raw) * weight[i], high_half(raw) * weight[i]);
-        });
-}
+            for (int i = 0; i < kRows; ++i) {
+                const uint4& v = at[i];
+                store_shared_unit(address(tile, i), {body(v.x, i), body(v.y, i), body(v.z, i), body(v.w, i)});
+            }
+        }
+    };
+
+    __device__ static int row(int i) {
+        const int t = threadIdx.x % kGroup + (threadIdx.x / kGroup > 1 ? kGroup : 0);
+        return t / kUnits + 8 * N * i;
+    }
+    __device__ static uint32_t address(uint32_t tile, int i) {
+        return panel_address<kTile>(tile, row(0), threadIdx.x % kUnits) + i * N * 1024;
+    }
+
+    __device__ static void activate(uint32_t tile) {
+        Units(tile).write(tile, [](uint32_t raw, int) { return silu(raw); });
+    }
+    // silu' of the raw values in `tile`.
+    __device__ static void differentiate(uint32_t tile) {
+        Units(tile).write(tile, [](uint32_t raw, int) { return derivative_of(raw); });
+    }
+    // Both from one evaluation.
+    __device__ static void activate_and_differentiate(uint32_t tile, uint32_t derivatives) {
+        const Units units(tile);
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) {
+            uint32_t value[4], derivative[4];
+            const uint32_t raw[4] = {units.at[i].x, units.at[i].y, units.at[i].z, units.at[i].w};
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                const float x = low_half(raw[j]), y = high_half(raw[j]);
+                const float s = fast_sigmoid(x), t = fast_sigmoid(y), a = x * s, b = y * t;
+                value[j] = pack(a, b);
+                derivative[j] = pack(s + a * (1.0f - s), t + b * (1.0f - t));
+            }
+            store_shared_unit(address(derivatives, i),
+                              {derivative[0], derivative[1], derivative[2], derivative[3]});
+            store_shared_unit(address(tile, i), {value[0], value[1], value[2], value[3]});
+        }
+    }
+    // The operand that enters the state: activated and weighted for the update in one rounding. After m
+    // tokens of an ascending tile row r has weight lambda^(m-1-r); descending, with tokens at the tile's last
+    // m rows, lambda^(m-63+r). Zero elsewhere. The squares of tokens take the weighted operand too and are
+    // scaled back by rows (mask below).
+    template <int STEP>
+    __device__ static void weigh(uint32_t tile, bool with_silu, const Powers& powers, int m) {
+        const Units units(tile);
+        float weight[kRows];
+#pragma unroll
+        for (int i = 0; i < kRows; ++i)
+            weight[i] =
+                STEP > 0 ? powers.fall[m - 1 - row(i)] : powers.fall[1] * powers.fall[m - kTile + row(i)];
+        if (with_silu)
+            units.write(tile, [&](uint32_t raw, int i) {
+                return pack(silu(low_half(raw)) * weight[i], silu(high_half(raw)) * weight[i]);
+            });
+        else
+            units.write(tile, [&](uint32_t raw, int i) {
+                return pack(low_half(raw) * weight[i], high_half(raw) * weight[i]);
+            });
+    }
+};
 
 // The consumers' part of the state: rows 64 group + 16 warp + g (+ 8), columns 8 j + 2 q (+ 1).
 struct State {

@@ -203,20 +203,6 @@ __device__ inline void arrive_and_expect(uint32_t barrier, uint32_t bytes) {
 #endif
 }
 
-// Overlap of kernels on one stream (programmatic dependent launch): once all blocks of a kernel have said the
-// first, the next one's blocks may start where there is room; what the kernels before it write is there after
-// the second.
-__device__ inline void let_next_kernel_start() {
-#ifdef LEVIN_SM90A
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-__device__ inline void wait_for_previous_kernels() {
-#ifdef LEVIN_SM90A
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
 // Barrier `id` (not 0, which is __syncthreads) among `threads` threads.
 __device__ inline void synchronize(int id, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");

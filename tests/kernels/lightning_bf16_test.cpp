@@ -105,15 +105,17 @@ void check(const Lightning& p, bool with_states) {
                  std::to_string(with_states));
     const LightningInputs in = random_inputs(p, with_states);
     const LightningOutputs got = run(p, in), again = run(p, in, false), expected = lightning_reference(p, in);
+    // With few tokens one product of q and k is all there is, and its terms may nearly cancel.
+    const double bound = p.length < 8 ? 4 * kBound : kBound;
     EXPECT_EQ(got.dq, again.dq);
     EXPECT_EQ(got.dk, again.dk);
     EXPECT_EQ(got.dv, again.dv);
-    EXPECT_LT(relative_error(got.o, expected.o), kBound);
-    EXPECT_LT(relative_error(got.final_state, expected.final_state), kBound);
-    EXPECT_LT(relative_error(got.dq, expected.dq), kBound);
-    EXPECT_LT(relative_error(got.dk, expected.dk), kBound);
-    EXPECT_LT(relative_error(got.dv, expected.dv), kBound);
-    EXPECT_LT(relative_error(got.d_initial_state, expected.d_initial_state), kBound);
+    EXPECT_LT(relative_error(got.o, expected.o), bound);
+    EXPECT_LT(relative_error(got.final_state, expected.final_state), bound);
+    EXPECT_LT(relative_error(got.dq, expected.dq), bound);
+    EXPECT_LT(relative_error(got.dk, expected.dk), bound);
+    EXPECT_LT(relative_error(got.dv, expected.dv), bound);
+    EXPECT_LT(relative_error(got.d_initial_state, expected.d_initial_state), bound);
     ASSERT_EQ(got.dtheta.size(), expected.dtheta.size());
     for (size_t i = 0; i < got.dtheta.size(); ++i)
         EXPECT_NEAR(got.dtheta[i], expected.dtheta[i], kBound * expected.dtheta_terms[i]) << "theta " << i;

@@ -103,9 +103,9 @@ TEST(LightningPlan, SegmentsFillTheChip) {
             EXPECT_GE(plan.segment_length, 384);
             EXPECT_LE(plan.segments * chains, 132);
             const double ideal =
-                1.35 * static_cast<double>(length) / (static_cast<double>(plan.segments) + 0.35);
+                1.3 * static_cast<double>(length) / (static_cast<double>(plan.segments) + 0.3);
             EXPECT_LE(static_cast<double>(plan.first_length), 1.15 * ideal);
-            EXPECT_LE(1.35 * static_cast<double>(plan.segment_length), 1.15 * ideal);
+            EXPECT_LE(1.3 * static_cast<double>(plan.segment_length), 1.15 * ideal);
             EXPECT_GT(rest, 0);
             EXPECT_LE(rest, plan.segment_length);
         }
