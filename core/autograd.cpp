@@ -79,8 +79,7 @@ std::atomic<uint64_t> next_order{0};
 thread_local bool gradient_mode = true;
 thread_local bool selective = false;
 thread_local int backward_depth = 0;  // > 1 inside the second run of a recomputed region
-// Leaves met by ops while a region runs without a graph: the region's node must hold them as inputs.
-thread_local std::vector<Variable>* leaf_recorder = nullptr;
+thread_local LeafRecorder* leaf_recorder = nullptr;
 
 Tensor ones_like(const Tensor& x) { return Tensor::full(x.shape(), 1, x.dtype(), x.device()); }
 
@@ -337,7 +336,7 @@ std::vector<Variable> record(const char* op, std::vector<Variable> inputs, std::
     if (!gradient_mode || !needed) {
         if (leaf_recorder)
             for (const Variable& input : inputs)
-                if (Graph::needs(input) && input.is_leaf()) leaf_recorder->push_back(input);
+                if (Graph::needs(input) && input.is_leaf()) leaf_recorder->note(input);
         for (Tensor& output : outputs) results.emplace_back(std::move(output));
         return results;
     }
@@ -418,46 +417,11 @@ bool gradients_enabled() { return gradient_mode; }
 NoGradient::NoGradient() : previous_(gradient_mode) { gradient_mode = false; }
 NoGradient::~NoGradient() { gradient_mode = previous_; }
 
-std::vector<Variable> recompute(const std::function<std::vector<Variable>(std::span<const Variable>)>& region,
-                                std::vector<Variable> inputs) {
-    if (!gradient_mode) return region(inputs);
-    std::vector<Variable> leaves;
-    std::vector<Tensor> outputs;
-    {
-        NoGradient off;
-        struct Recorder {
-            std::vector<Variable>* previous = leaf_recorder;
-            ~Recorder() { leaf_recorder = previous; }
-        } restore;
-        leaf_recorder = &leaves;
-        std::vector<Variable> detached;
-        for (const Variable& input : inputs) detached.emplace_back(input.value());
-        for (Variable& output : region(detached)) outputs.push_back(output.value());
-    }
-    const size_t given = inputs.size();
-    std::vector<Variable> all = inputs;
-    for (const Variable& leaf : leaves)
-        if (std::none_of(all.begin(), all.end(), [&](const Variable& v) { return v.same_as(leaf); }))
-            all.push_back(leaf);
-    std::vector<Tensor> values;
-    for (const Variable& input : inputs) values.push_back(input.value());
-    return record("recompute", std::move(all), std::move(outputs),
-                  [region, values, given](std::span<const Tensor> gradients, Gradients& sink) {
-                      std::vector<Variable> again;
-                      for (size_t i = 0; i < given; ++i) again.emplace_back(values[i], sink.wanted(i));
-                      const std::vector<Variable> results = region(again);
-                      std::vector<Variable> roots;
-                      std::vector<Tensor> seeds;
-                      for (size_t i = 0; i < results.size(); ++i) {
-                          if (!gradients[i].defined() || !results[i].requires_grad()) continue;
-                          roots.push_back(results[i]);
-                          seeds.push_back(gradients[i]);
-                      }
-                      backward(roots, seeds);
-                      for (size_t i = 0; i < given; ++i)
-                          if (again[i].requires_grad() && again[i].gradient().defined())
-                              sink.add(i, again[i].gradient().to(values[i].dtype()));
-                  });
+LeafRecorder::LeafRecorder() : previous_(leaf_recorder) { leaf_recorder = this; }
+LeafRecorder::~LeafRecorder() { leaf_recorder = previous_; }
+void LeafRecorder::note(const Variable& leaf) {
+    if (std::none_of(leaves_.begin(), leaves_.end(), [&](const Variable& v) { return v.same_as(leaf); }))
+        leaves_.push_back(leaf);
 }
 
 SelectiveRecomputation::SelectiveRecomputation(bool on) : previous_(selective) { selective = on; }

@@ -156,11 +156,40 @@ private:
     bool previous_;
 };
 
-// Activation recomputation: runs `region` without keeping anything but its inputs, and again in backward. The
-// region must be a pure function of `inputs` and of parameters. The same gradients to the bit, as long as
-// each input is used in one region only (else the order of its sums changes).
-std::vector<Variable> recompute(const std::function<std::vector<Variable>(std::span<const Variable>)>& region,
-                                std::vector<Variable> inputs);
+// While this lives and no graph is made, notes every leaf that an op meets and that needs a gradient: what a
+// region reads beside its inputs, when it is run without a graph to be run again with one. Per thread.
+class LeafRecorder {
+public:
+    LeafRecorder();
+    ~LeafRecorder();
+    LeafRecorder(const LeafRecorder&) = delete;
+    const std::vector<Variable>& leaves() const { return leaves_; }  // each once
+    void note(const Variable& leaf);
+
+private:
+    std::vector<Variable> leaves_;
+    LeafRecorder* previous_;
+};
+
+// Rows begin .. begin + rows of a matrix, which recompute() handles at one time.
+struct RowSlice {
+    int64_t begin = 0, rows = 0;
+    bool continues = false;  // takes the state that the slice before left
+};
+// Computes the rows of slice number `slice`: x are its input rows. `state` is what the slice before left
+// (undefined where this one does not continue it); what the region puts there goes to the next one.
+using SliceRegion = std::function<Variable(size_t slice, const Variable& x, Variable& state)>;
+
+// Activation recomputation (recompute.cpp): runs `region` over the slices of x in order, keeping nothing but
+// x and the states between slices, and in backward again, from the last slice to the first: what one slice
+// keeps exists at one time. The slices cover the rows of x in order; the region must be a pure function of
+// its inputs and of parameters and makes as many rows as it gets. One slice of everything gives the same
+// gradients to the bit as no recomputation, as long as x is used here only; several slices sum the
+// parameters' gradients slice by slice. Hooks of parameters fire once, after the first slice. The gradient of
+// x takes the memory of the result's gradient where nobody else holds it.
+Variable recompute(const SliceRegion& region, const Variable& x, const std::vector<RowSlice>& slices);
+// The whole of x at one time.
+Variable recompute(const std::function<Variable(const Variable& x)>& region, const Variable& x);
 
 // Selective recomputation: while this lives with `on`, ops do not keep elementwise results (norms, gated
 // products) that the op before them forms again in its own backward pass, which reads all it takes anyway:

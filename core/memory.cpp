@@ -118,7 +118,9 @@ private:
                                 all[i].op.backward ? " backward" : "");
         return text +
                "Three ways out: a smaller trainer.micro_batch (with the same trainer.global_batch), "
-               "trainer.recompute=full, or more devices (parallel.*)";
+               "trainer.recompute=full (for long sequences with trainer.recompute_slice=65536), or more "
+               "devices "
+               "(parallel.*)";
     }
     std::vector<MemoryUse> uses() const {
         std::vector<MemoryUse> result;

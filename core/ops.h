@@ -44,7 +44,8 @@ Variable glu(const Variable& a, const Variable& b, Activation activation);
 // --- srms_norm.cpp
 // x * rsqrt(mean(x^2) + eps) over the last axis.
 Variable srms_norm(const Variable& x, double eps);
-// {h, srms_norm(h)} with h = x + branch.
+// {h, srms_norm(h)} with h = x + branch; branch undefined: h = x. Backward adds up the two gradients of h on
+// its way.
 std::pair<Variable, Variable> add_srms_norm(const Variable& x, const Variable& branch, double eps);
 // gate(u) * srms_norm(o); gate none or sigmoid.
 Variable gated_srms_norm(const Variable& o, const Variable& u, Activation gate, double eps);
@@ -59,6 +60,7 @@ struct TokenLayout {
     int64_t batch = 1, length = 0;
     int64_t first_position = 0;
     Tensor cu_seqlens = {};
+    std::shared_ptr<const std::vector<int32_t>> borders = {};  // cu_seqlens on the host, where it is known
     // Context parallelism: these rows are one chunk of longer ones, and this says what other ranks hold.
     std::shared_ptr<const SequenceChunks> chunks = {};
     int64_t tokens() const { return batch * length; }

@@ -84,11 +84,11 @@ void Decoder::set_state(const DecodeState& state) {
     LEVIN_CHECK(state.layers.size() == layers_.size(), "decode", "a state of {} layers for a model of {}",
                 state.layers.size(), layers_.size());
     for (size_t i = 0; i < layers_.size(); ++i) {
-        const Tensor& from = state.layers[i].kv;
-        if (!from.defined()) {
+        if (!state.layers[i].kv.defined()) {
             layers_[i].state.fill(0);
             continue;
         }
+        const Tensor& from = state.layers[i].kv.value();
         LEVIN_CHECK(from.shape() == layers_[i].state.shape(), "decode", "layer {}: state {}, expected {}", i,
                     to_string(from.shape()), to_string(layers_[i].state.shape()));
         layers_[i].state.copy_from(from);

@@ -114,20 +114,48 @@ void LanguageModel::load(const std::map<std::string, Tensor>& values) {
     }
 }
 
-Residual LanguageModel::run_layer(const Layer& layer, const Residual& stream, const ops::TokenLayout& layout,
-                                  LayerState* state) const {
-    if (recomputation_ != Recomputation::full || !gradients_enabled())
-        return layer.forward(config_, stream, layout, state);
-    std::vector<Variable> inputs{stream.h};
-    if (stream.branch.defined()) inputs.push_back(stream.branch);
-    const auto outputs = recompute(
-        [this, &layer, layout](std::span<const Variable> in) {
-            const Residual result =
-                layer.forward(config_, {in[0], in.size() > 1 ? in[1] : Variable{}}, layout, nullptr);
-            return std::vector<Variable>{result.h, result.branch};
-        },
-        inputs);
-    return {outputs[0], outputs[1]};
+Residual LanguageModel::recompute_layer(const Layer& layer, const Residual& stream,
+                                        const std::shared_ptr<const LayerSlices>& slices) const {
+    const bool lightning = config_.mixer_of(layer.index) == Mixer::lightning;
+    for (size_t i = 0; i < slices->size(); ++i)
+        LEVIN_REQUIRE(
+            lightning || !slices->hands_on(i), "model",
+            "trainer.recompute_slice={} cuts a sequence, and layer {} has softmax attention, which "
+            "needs it whole; set trainer.recompute_slice=0 or to the length of the sequences at least",
+            slice_tokens_, layer.index);
+    const auto region = [this, &layer, slices](size_t i, const Variable& x, Variable& state) {
+        LayerState carried{.kv = state, .keys = {}, .values = {}};
+        const Residual result =
+            layer.forward(config_, {x, {}}, slices->layouts[i], slices->hands_on(i) ? &carried : nullptr);
+        state = carried.kv;
+        return result.whole();
+    };
+    const Variable x = stream.whole();
+    std::vector<RowSlice> rows = slices->rows;
+    if (rows.size() == 1) rows[0].rows = x.dim(0);  // this rank's share, where tokens are scattered
+    return {recompute(region, x, rows), {}};
+}
+
+Residual LanguageModel::run_layers(StageLayers range, Residual stream, const ops::TokenLayout& layout,
+                                   DecodeState* state) const {
+    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
+    std::shared_ptr<const LayerSlices> slices;
+    if (recomputation_ == Recomputation::full && !state) {
+        slices = std::make_shared<const LayerSlices>(cut_into_slices(layout, slice_tokens_));
+        LEVIN_REQUIRE(
+            !tp_.scatter || slices->size() == 1, "model",
+            "trainer.recompute_slice is {} and a batch has {} tokens, which parallel.sequence_scatter "
+            "divides over ranks: they are not cut once more; set one of the two to 0 or false",
+            slice_tokens_, layout.tokens());
+        if (slices->size() == 1 && !gradients_enabled()) slices = nullptr;
+    }
+    for (size_t i = 0; i < layers_.size(); ++i) {
+        const Layer& layer = layers_[i];
+        if (layer.index < range.first || layer.index >= range.last) continue;
+        stream = slices ? recompute_layer(layer, stream, slices)
+                        : layer.forward(config_, stream, layout, state ? &state->layers[i] : nullptr);
+    }
+    return stream;
 }
 
 Variable LanguageModel::embed(const Tensor& ids, double scale) const {
@@ -160,11 +188,7 @@ Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, Decod
     LEVIN_CHECK(!state || !gradients_enabled(), "model", "decoding keeps no gradients: use NoGradient");
     LEVIN_CHECK(stages_ == 1, "model", "one of {} stages cannot run alone", stages_);
     if (state) layout.first_position = state->position;
-    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
-
-    Residual stream = begin(ids, layout);
-    for (size_t i = 0; i < layers_.size(); ++i)
-        stream = run_layer(layers_[i], stream, layout, state ? &state->layers[i] : nullptr);
+    const Residual stream = run_layers({0, config_.num_layers}, begin(ids, layout), layout, state);
     if (state) state->position += layout.length;
     return end(stream, layout);
 }
@@ -176,14 +200,11 @@ Variable LanguageModel::end(const Residual& stream, const ops::TokenLayout& layo
 
 Variable LanguageModel::run_stage(int64_t stage, const Variable& input, const Tensor& ids,
                                   const ops::TokenLayout& layout) const {
-    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
-    const StageLayers range = layers_of_stage(config_.num_layers, stages_, stage);
-    Residual stream = stage == 0 ? begin(ids, layout) : Residual{input, {}};
-    for (const Layer& layer : layers_)
-        if (layer.index >= range.first && layer.index < range.last)
-            stream = run_layer(layer, stream, layout, nullptr);
+    const Residual stream =
+        run_layers(layers_of_stage(config_.num_layers, stages_, stage),
+                   stage == 0 ? begin(ids, layout) : Residual{input, {}}, layout, nullptr);
     if (stage == stages_ - 1) return end(stream, layout);
-    return ops::add(stream.h, stream.branch);  // one tensor travels
+    return stream.whole();  // one tensor travels
 }
 
 ops::CrossEntropyResult LanguageModel::loss_of(const Variable& hidden, const Tensor& targets,

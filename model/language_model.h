@@ -10,6 +10,7 @@
 #include "model/layer.h"
 #include "model/parameters.h"
 #include "model/sharding.h"
+#include "model/slices.h"
 
 namespace levin {
 
@@ -88,15 +89,25 @@ public:
                                     const ops::CrossEntropyOptions& options) const;
 
     DecodeState new_state() const;
-    void set_recomputation(Recomputation mode) { recomputation_ = mode; }
+    // With full recomputation layers handle at most `slice_tokens` tokens at one time (0: all), see slices.h:
+    // of a layer only its input and the attention states between slices exist at full length. Softmax layers
+    // take slices of whole sequences only: a pass that cuts them throws Error(input).
+    void set_recomputation(Recomputation mode, int64_t slice_tokens = 0) {
+        recomputation_ = mode;
+        slice_tokens_ = slice_tokens;
+    }
 
 private:
     Variable parameter(const std::string& name) const;  // undefined when the model has none of this name
     Variable embed(const Tensor& ids, double scale) const;
     Residual begin(const Tensor& ids, const ops::TokenLayout& layout) const;
     Variable end(const Residual& stream, const ops::TokenLayout& layout) const;
-    Residual run_layer(const Layer& layer, const Residual& stream, const ops::TokenLayout& layout,
-                       LayerState* state) const;
+    // Full recomputation: the layer by slices. The stream is one tensor before and after it.
+    Residual recompute_layer(const Layer& layer, const Residual& stream,
+                             const std::shared_ptr<const LayerSlices>& slices) const;
+    // Layers first .. last - 1, those of this rank.
+    Residual run_layers(StageLayers range, Residual stream, const ops::TokenLayout& layout,
+                        DecodeState* state) const;
 
     ModelConfig config_;
     DType dtype_;
@@ -111,6 +122,7 @@ private:
     std::vector<Layer> layers_;  // of this rank's stages
     NormParameters final_norm_;
     Recomputation recomputation_ = Recomputation::none;
+    int64_t slice_tokens_ = 0;
 };
 
 }  // namespace levin

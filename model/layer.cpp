@@ -21,10 +21,9 @@ Variable apply_norm(const ModelConfig& config, const Variable& x, const NormPara
 
 std::pair<Variable, Variable> add_and_norm(const ModelConfig& config, const Residual& stream,
                                            const NormParameters& parameters) {
-    if (!stream.branch.defined()) return {stream.h, apply_norm(config, stream.h, parameters)};
     if (config.norm == Norm::simplermsnorm)
         return add_srms_norm(stream.h, stream.branch, config.norm_epsilon());
-    const Variable h = add(stream.h, stream.branch);
+    const Variable h = stream.whole();
     return {h, apply_norm(config, h, parameters)};
 }
 
@@ -71,11 +70,11 @@ Variable Layer::lightning(const ModelConfig& config, const Variable& x, const To
         o = context_parallel::lightning_attention(parts[0], parts[1], parts[2], options, layout, cp);
     } else {
         if (state) {
-            if (state->kv.defined()) options.initial_state = Variable(state->kv);
+            options.initial_state = state->kv;
             options.want_final_state = true;
         }
         const LightningResult attended = lightning_attention(parts[0], parts[1], parts[2], options, layout);
-        if (state) state->kv = attended.final_state.value();
+        if (state) state->kv = attended.final_state;
         o = attended.output;
     }
 

@@ -10,9 +10,10 @@
 
 namespace levin {
 
-// What one layer remembers of a sequence while decoding. It belongs to the request, never to the model.
+// What one layer remembers of a sequence: while decoding, where it belongs to the request, never to the
+// model, and (kv alone) from slice to slice of a sequence that is recomputed in slices.
 struct LayerState {
-    Tensor kv;            // lightning: [batch, heads, key_width, head_dim], accumulator type; constant size
+    Variable kv;          // lightning: [batch, heads, key_width, head_dim], accumulator type; constant size
     Tensor keys, values;  // softmax: [capacity, kv_heads * head_dim], the first `length` rows are filled
     int64_t length = 0;
 };
@@ -27,6 +28,7 @@ struct NormParameters {
 // (parallel/tensor_parallel/shares.h).
 struct Residual {
     Variable h, branch;  // branch undefined: nothing to add
+    Variable whole() const { return branch.defined() ? ops::add(h, branch) : h; }
 };
 
 struct Layer {

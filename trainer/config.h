@@ -46,6 +46,7 @@ struct TrainerConfig {
     int64_t micro_batch = 1;   // sequences per rank and pass
     int64_t global_batch = 8;  // sequences per update over all ranks
     Recompute recompute = Recompute::selective;
+    int64_t recompute_slice = 0;  // tokens of a layer handled at one time with `full`; 0: all
     double clip_grad_norm = 1.0;  // 0: no clipping
     double z_loss = 0.0;
     int64_t eval_every = 0;         // steps; 0: only at the end

@@ -1,4 +1,6 @@
 // Combinations of keys that cannot work. Ranges of single keys are in the schema.
+#include <algorithm>
+
 #include "kernels/base/error.h"
 #include "model/sharding.h"
 #include "trainer/config.h"
@@ -20,6 +22,18 @@ void validate(const Config& config) {
                   trainer.micro_batch, trainer.sequence_length,
                   trainer.micro_batch * trainer.sequence_length);
     validate_batch(config, 1);
+    LEVIN_REQUIRE(trainer.recompute_slice == 0 || trainer.recompute == Recompute::full, where,
+                  "trainer.recompute_slice is {} but trainer.recompute is {}: slices are a way of full "
+                  "recomputation; set trainer.recompute=full, or trainer.recompute_slice=0",
+                  trainer.recompute_slice, enum_name(trainer.recompute));
+    const auto& mixer = config.model.mixer;
+    LEVIN_REQUIRE(trainer.recompute_slice == 0 || trainer.recompute_slice >= trainer.sequence_length ||
+                      std::find(mixer.begin(), mixer.end(), Mixer::softmax) == mixer.end(),
+                  where,
+                  "trainer.recompute_slice is {} and trainer.sequence_length {}: softmax attention "
+                  "(model.mixer) needs a sequence whole; set trainer.recompute_slice=0 or {}, or "
+                  "model.mixer=lightning",
+                  trainer.recompute_slice, trainer.sequence_length, trainer.sequence_length);
     LEVIN_REQUIRE(
         config.model.position != Position::absolute || trainer.sequence_length <= config.model.max_position,
         where,
@@ -62,6 +76,17 @@ Layout layout_of(const Config& config, int64_t ranks) {
         "parallel.cp is {} and trainer.sequence_length {}: each rank needs a token of every sequence; "
         "set parallel.cp to {} or less",
         layout.cp, config.trainer.sequence_length, config.trainer.sequence_length);
+    const TrainerConfig& trainer = config.trainer;
+    const int64_t tokens = trainer.micro_batch * ((trainer.sequence_length + layout.cp - 1) / layout.cp);
+    LEVIN_REQUIRE((layout.cp == 1 && !parallel.sequence_scatter) || trainer.recompute_slice == 0 ||
+                      trainer.recompute_slice >= tokens,
+                  where,
+                  "trainer.recompute_slice is {} and a rank has {} tokens of a micro-batch, divided over "
+                  "ranks by {}: they "
+                  "are not cut once more; set trainer.recompute_slice=0 or {}",
+                  trainer.recompute_slice, tokens,
+                  layout.cp > 1 ? "parallel.cp" : "parallel.sequence_scatter",
+                  layout.cp > 1 ? "parallel.cp=1" : "parallel.sequence_scatter=false");
     return layout;
 }
 

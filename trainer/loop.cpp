@@ -79,7 +79,7 @@ public:
         if (!config.data.validation.empty())
             validation_.emplace(std::make_shared<Dataset>(dataset_specs(config.data.validation)),
                                 loader_options(config, false));
-        model_.set_recomputation(recomputation_of(config.trainer.recompute));
+        model_.set_recomputation(recomputation_of(config.trainer.recompute), config.trainer.recompute_slice);
         if (config.log.communication && ranks_.size() > 1) meter_.emplace();
     }
 

@@ -218,6 +218,15 @@ void add_trainer(std::vector<SchemaKey>& keys) {
         "Activations formed again in backward to save memory; the gradients are the same to the bit. "
         "`selective`: "
         "norms and gated products, for about 2 % of a step; `full`: all but each layer's input.");
+    KEY(trainer, recompute_slice, integer, {0, 1 << 30},
+        "With `recompute: full`: tokens that a layer handles at one time, forward and backward, so that only "
+        "its "
+        "input exists at full length; 65536 keeps a GPU busy. Whole sequences or packed documents where they "
+        "fit, "
+        "else pieces of one, which softmax layers, `parallel.cp` and "
+        "`parallel.sequence_scatter` do not take. Exact; the gradients' sums "
+        "are "
+        "rounded in another order. 0: all tokens.");
     KEY(trainer, clip_grad_norm, real, {.least = 0},
         "Gradients are scaled down to this L2 norm. 0: no clipping.");
     KEY(trainer, z_loss, real, {.least = 0},

@@ -66,25 +66,32 @@ Variable srms_norm(const Variable& x, double eps) {
 
 std::pair<Variable, Variable> add_srms_norm(const Variable& x, const Variable& branch, double eps) {
     const OpScope scope("add_srms_norm");
-    const Tensor a = x.value().contiguous(), b = branch.value().contiguous();
-    LEVIN_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "add_srms_norm",
-                "x {} and branch {} differ", to_string(a.shape()), to_string(b.shape()));
-    Tensor h = Tensor::empty(a.shape(), a.dtype(), a.device());
-    Tensor rstd = empty_rstd(a);
-    Tensor y = forward(a, eps, &b, &h, rstd);
-    auto results = record("add_srms_norm", {x, branch}, std::vector<Tensor>{h, y},
-                          [h, rstd](std::span<const Tensor> gradients, Gradients& inputs) {
-                              const Tensor dh = gradients[0].defined() ? gradients[0].contiguous() : Tensor{};
-                              if (!gradients[1].defined()) {
-                                  inputs.add(0, dh);
-                                  inputs.add(1, dh);
-                                  return;
-                              }
-                              Tensor dx = Tensor::empty(h.shape(), h.dtype(), h.device());
-                              backward_into(h, rstd, gradients[1].contiguous(), dh, dx, inputs, 1);
-                              inputs.add(0, dx);
-                              inputs.add(1, dx);
-                          });
+    const Tensor a = x.value().contiguous();
+    const bool has_branch = branch.defined();
+    std::vector<Variable> inputs{x};
+    Tensor h = a, y, rstd = empty_rstd(a);
+    if (has_branch) {
+        const Tensor b = branch.value().contiguous();
+        LEVIN_CHECK(a.shape() == b.shape() && a.dtype() == b.dtype(), "add_srms_norm",
+                    "x {} and branch {} differ", to_string(a.shape()), to_string(b.shape()));
+        inputs.push_back(branch);
+        h = Tensor::empty(a.shape(), a.dtype(), a.device());
+        y = forward(a, eps, &b, &h, rstd);
+    } else {
+        y = forward(a, eps, nullptr, nullptr, rstd);
+    }
+    auto results =
+        record("add_srms_norm", std::move(inputs), std::vector<Tensor>{h, y},
+               [h, rstd, has_branch](std::span<const Tensor> gradients, Gradients& inputs) {
+                   Tensor dx = gradients[0].defined() ? gradients[0].contiguous() : Tensor{};  // as far as h
+                   if (gradients[1].defined()) {
+                       const Tensor dh = dx;
+                       dx = Tensor::empty(h.shape(), h.dtype(), h.device());
+                       backward_into(h, rstd, gradients[1].contiguous(), dh, dx, inputs, 1);
+                   }
+                   inputs.add(0, dx);
+                   if (has_branch) inputs.add(1, dx);
+               });
     results[1].set_formed_again();
     return {results[0], results[1]};
 }

@@ -212,9 +212,12 @@ void copy(const Stream& stream, const Copy& args) {
     if (args.rows <= 0 || args.columns <= 0) return;
     if (args.x_dtype == args.y_dtype) {
         const size_t size = size_of(args.x_dtype);
-        LEVIN_CUDA_CHECK(cudaMemcpy2DAsync(args.y, (args.rows == 1 ? args.columns : args.y_stride) * size,
-                                           args.x, (args.rows == 1 ? args.columns : args.x_stride) * size,
-                                           args.columns * size, args.rows, cudaMemcpyDeviceToDevice, s));
+        if (args.rows == 1)  // may be longer than the largest pitch of a 2D copy, 2 GiB
+            LEVIN_CUDA_CHECK(
+                cudaMemcpyAsync(args.y, args.x, args.columns * size, cudaMemcpyDeviceToDevice, s));
+        else
+            LEVIN_CUDA_CHECK(cudaMemcpy2DAsync(args.y, args.y_stride * size, args.x, args.x_stride * size,
+                                               args.columns * size, args.rows, cudaMemcpyDeviceToDevice, s));
     } else if (args.x_dtype == DType::f32 && args.y_dtype == DType::bf16) {
         copy_vectors<float, Bf16>(s, args);
     } else if (args.x_dtype == DType::bf16 && args.y_dtype == DType::f32) {

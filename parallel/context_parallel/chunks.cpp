@@ -30,7 +30,11 @@ ops::TokenLayout chunk_layout(int64_t batch, int64_t length, const std::vector<i
         return upload({static_cast<int64_t>(values.size())}, values, device);
     };
     if (ranks == 1 && !packed) return {.batch = batch, .length = length};
-    if (ranks == 1) return {.batch = 1, .length = row, .cu_seqlens = tensor(borders)};
+    if (ranks == 1)
+        return {.batch = 1,
+                .length = row,
+                .cu_seqlens = tensor(borders),
+                .borders = std::make_shared<const std::vector<int32_t>>(borders)};
     auto chunks = std::make_shared<SequenceChunks>();
     chunks->rank = rank;
     for (int64_t r = 0; r <= ranks; ++r) chunks->starts.push_back(row * r / ranks);

@@ -61,8 +61,9 @@ TEST(Memory, WhenThereIsNoneLeftTheMessageSaysWhatHoldsItAndWhatToDo) {
         FAIL() << "32 PiB were found";
     } catch (const Error& error) {
         const std::string text = error.what();
-        for (const char* part : {"greedy", "activations", "optimizer", "Three ways out",
-                                 "trainer.micro_batch", "trainer.recompute=full", "parallel."})
+        for (const char* part :
+             {"greedy", "activations", "optimizer", "Three ways out", "trainer.micro_batch",
+              "trainer.recompute=full", "trainer.recompute_slice", "parallel."})
             EXPECT_NE(text.find(part), std::string::npos) << text;
     }
 }

@@ -25,11 +25,13 @@ TEST(Layouts, ARunGoesOnAtAnyOther) {
     };
     run(1, "alone", 14, "trainer.eval_every=4");
     run(4, "changing", 4, "parallel.tp=2 parallel.cp=2 parallel.sequence_scatter=true");
-    run(4, "changing", 8, "parallel.pp=2 parallel.virtual_stages=2 parallel.zero=1 trainer.micro_batch=1");
+    run(4, "changing", 8,
+        "parallel.pp=2 parallel.virtual_stages=2 parallel.zero=1 trainer.micro_batch=1 "
+        "trainer.recompute=full trainer.recompute_slice=32");
     run(2, "changing", 10, "parallel.cp=2 parallel.zero=3");
     const Outcome wide = run(4, "changing", 12, "parallel.tp=4 trainer.eval_every=4");
     EXPECT_TRUE(wide.says("resumed from " + (folder / "changing/checkpoints/step_00000010"))) << wide.output;
-    run(1, "changing", 14, "");
+    run(1, "changing", 14, "trainer.recompute=full trainer.recompute_slice=32");
     const auto expected = lines(folder / "alone/metrics.jsonl"),
                rows = lines(folder / "changing/metrics.jsonl");
     ASSERT_EQ(rows.size(), 14u);
@@ -56,6 +58,10 @@ TEST(Layouts, WhatCannotWorkEndsWithStatus2AndTheNearestThatDoes) {
     refused(2, "trainer.global_batch=2", "trainer.global_batch=4");
     refused(2, "parallel.cp=2 trainer.sequence_length=1", "parallel.cp to 1");
     refused(2, "parallel.cp=2 parallel.sequence_scatter=true", "parallel.sequence_scatter=false");
+    refused(2, "parallel.cp=2 trainer.recompute=full trainer.recompute_slice=16", "parallel.cp=1");
+    refused(2,
+            "parallel.tp=2 parallel.sequence_scatter=true trainer.recompute=full trainer.recompute_slice=16",
+            "parallel.sequence_scatter=false");
     EXPECT_FALSE(std::filesystem::exists(folder / "run/metrics.jsonl"));
 }
 

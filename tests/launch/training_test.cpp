@@ -222,5 +222,31 @@ TEST(Training, PackedDocumentsRecomputationAndBf16Train) {
     }
 }
 
+// Sequences of 64 in pieces of 20, and packed documents as they come.
+TEST(Training, SlicesTrainLikeOnePass) {
+    const TemporaryFolder folder;
+    const std::string validation = " data.validation=" + make_shard(folder) + " trainer.eval_batches=2";
+    for (const char* packed : {"false", "true"}) {
+        const std::string settings =
+            std::string("trainer.steps=10 trainer.precision=f64 data.packed_documents=") + packed +
+            validation;
+        const std::string name = std::string("packed-") + packed;
+        ASSERT_EQ(shell(train(folder, name, settings)).status, 0);
+        const Outcome sliced = shell(
+            train(folder, name + "-slices", settings + " trainer.recompute=full trainer.recompute_slice=20"));
+        ASSERT_EQ(sliced.status, 0) << sliced.output;
+        const auto one = exact_metrics(folder / name), slices = exact_metrics(folder / (name + "-slices"));
+        ASSERT_EQ(one.size(), slices.size());
+        for (const char* field : {"loss", "grad_norm"})
+            for (size_t i = 0; i < one.size(); ++i) {
+                const auto number = [&](const std::string& row) {
+                    const std::string key = std::string("\"") + field + "\":";
+                    return std::stod(row.substr(row.find(key) + key.size()));
+                };
+                EXPECT_NEAR(number(one[i]) / number(slices[i]), 1, 1e-10) << field << " " << i;
+            }
+    }
+}
+
 }  // namespace
 }  // namespace levin::testing

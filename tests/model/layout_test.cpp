@@ -68,7 +68,7 @@ Reference reference(const ModelConfig& config, const Data& data, const ops::Cros
 
 void compare(const std::string& name, const ModelConfig& config, const Data& data, const Layout& layout,
              const std::shared_ptr<Communicator>& ranks, Recomputation recomputation = Recomputation::none,
-             const TensorParallelOptions& tensor_parallel = {}) {
+             const TensorParallelOptions& tensor_parallel = {}, int64_t slice_tokens = 0) {
     SCOPED_TRACE(fmt::format("{} at {}{} in {} chunks", name, to_string(layout),
                              tensor_parallel.sequence_scatter ? ", scattered" : "",
                              tensor_parallel.overlap_chunks));
@@ -78,7 +78,7 @@ void compare(const std::string& name, const ModelConfig& config, const Data& dat
     const auto mesh = std::make_shared<Mesh>(ranks, layout);
     LanguageModel model(config, DType::f64, {}, mesh, 1, tensor_parallel);
     model.initialize(3);
-    model.set_recomputation(recomputation);
+    model.set_recomputation(recomputation, slice_tokens);
     const ops::TokenLayout own =
         chunk_layout(data.batch, data.length, data.borders, static_cast<int>(mesh->place().cp),
                      static_cast<int>(layout.cp), {});
@@ -147,6 +147,10 @@ TEST(Layouts, RecomputationRepeatsTheCollectives) {
                 for (const bool scatter : {false, true})
                     compare(name, config, make_data(1, 19, 37, {}), {.cp = 2, .tp = 2}, ranks, mode,
                             {.sequence_scatter = scatter});
+    for (const auto& [name, config] : test::variants(4))  // slice by slice
+        if (name == "tnl" || name == "tnl3" || name == "norm layernorm")
+            compare(name + " in slices", config, make_data(2, 19, 37, {}), {.tp = 4}, ranks,
+                    Recomputation::full, {}, 7);
 }
 
 // Chunks of any size are allowed here; a model of this size has messages far below the usual least.

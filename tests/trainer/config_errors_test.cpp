@@ -109,6 +109,13 @@ TEST(ConfigErrors, CombinationsThatCannotWork) {
                  {"trainer.sequence_length is 200", "model.max_position is 100"});
     expect_parts(message("trainer: {sequence_length: 1000000000, micro_batch: 8, global_batch: 8}"),
                  {"2^31"});
+    expect_parts(message("trainer: {recompute_slice: 512}"),
+                 {"trainer.recompute_slice is 512", "selective", "trainer.recompute=full"});
+    const char* hybrid =
+        "{model: {mixer: [lightning, softmax]}, trainer: {recompute: full, sequence_length: 600}}";
+    expect_parts(message(hybrid, {"trainer.recompute_slice=599"}),
+                 {"trainer.recompute_slice is 599", "softmax", "0 or 600", "model.mixer=lightning"});
+    EXPECT_NO_THROW(parse_config(hybrid, "a.yaml", {"trainer.recompute_slice=600"}));
     expect_parts(message("optimizer: {learning_rate: 1e-4, min_learning_rate: 1e-3}"),
                  {"optimizer.min_learning_rate"});
     Config config;

@@ -55,10 +55,12 @@ struct Setting {
     Layout layout;
     int64_t virtual_stages = 1, zero = 0;
     bool scatter = false;
+    int64_t slice_tokens = 0;  // recomputed in slices, where there is no softmax layer
     std::string name() const {
         return to_string(layout) + (scatter ? ", scattered" : "") +
                (virtual_stages > 1 ? fmt::format(", {} stages a rank", virtual_stages) : "") +
-               (zero > 0 ? fmt::format(", zero {}", zero) : "");
+               (zero > 0 ? fmt::format(", zero {}", zero) : "") +
+               (slice_tokens > 0 ? fmt::format(", slices of {}", slice_tokens) : "");
     }
 };
 
@@ -90,8 +92,9 @@ std::vector<Setting> settings() {
             {{.dp = 2}, 1, 2},
             {{.tp = 4}},
             {{.pp = 4}, 2},
-            {{.pp = 2, .dp = 2}, 2, 1},
+            {{.pp = 2, .dp = 2}, 2, 1, false, 10},
             {{.dp = 2, .tp = 2}, 1, 3, true},
+            {{.dp = 2, .tp = 2}, 1, 3, false, 10},
             {{.cp = 4}, 1, 3},
             {{.dp = 2, .cp = 2, .tp = 2}},
             {{.pp = 2, .cp = 2, .tp = 2}, 1, 2, true},
@@ -139,6 +142,9 @@ std::vector<double> train(const Subject& subject, DType dtype, const std::shared
                          .overlap_chunks = setting.scatter ? 2 : 1,
                          .least_chunk_bytes = 1});
     model.initialize(5);
+    const auto& mixer = subject.config.mixer;
+    if (setting.slice_tokens > 0 && std::find(mixer.begin(), mixer.end(), Mixer::softmax) == mixer.end())
+        model.set_recomputation(Recomputation::full, setting.slice_tokens);
     std::unique_ptr<DataParallel> data_parallel;
     if (mesh->replicas()->size() > 1) {
         DataParallel::Options options{

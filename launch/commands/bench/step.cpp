@@ -121,7 +121,8 @@ private:
                                                       const Device& device) {
         auto model = std::make_unique<LanguageModel>(config.model, dtype, device);
         model->initialize(1);
-        model->set_recomputation(static_cast<Recomputation>(config.trainer.recompute));
+        model->set_recomputation(static_cast<Recomputation>(config.trainer.recompute),
+                                 config.trainer.recompute_slice);
         return model;
     }
 

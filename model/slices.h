@@ -1,0 +1,24 @@
+// Runs of tokens that a layer handles at one time (trainer.recompute_slice).
+#pragma once
+
+#include <vector>
+
+#include "core/ops.h"
+
+namespace levin {
+
+struct LayerSlices {
+    std::vector<RowSlice> rows;
+    std::vector<ops::TokenLayout> layouts;  // of each slice alone
+    size_t size() const { return rows.size(); }
+    // Must slice i keep the attention state at its end, or start from one?
+    bool hands_on(size_t i) const { return rows[i].continues || (i + 1 < size() && rows[i + 1].continues); }
+};
+
+// Cuts a matrix of tokens into slices of `most` tokens at most (0: one slice of all). Whole sequences, or
+// whole packed documents, stay together as long as they fit; a longer one is cut by itself, into pieces of
+// about the same length. Packed documents need layout.borders; those of the slices go to the device of
+// cu_seqlens. Throws Error(input) for a chunk of context parallelism that would have to be cut.
+LayerSlices cut_into_slices(const ops::TokenLayout& layout, int64_t most);
+
+}  // namespace levin

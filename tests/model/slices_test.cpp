@@ -1,0 +1,233 @@
+// Layers run and recomputed in slices of tokens against the same pass in one go.
+#include "model/slices.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+
+#include "core/random.h"
+#include "model/language_model.h"
+#include "parallel/context_parallel/chunks.h"
+#include "tests/model/variants.h"
+
+namespace levin {
+namespace {
+
+Device device() {
+    const char* name = std::getenv("LEVIN_TEST_DEVICE");
+    return name && std::string(name) == "cuda" ? Device{DeviceType::cuda, 0} : Device{};
+}
+
+Tensor ids(int64_t count, const char* name = "ids") {
+    const Random random(5, name);
+    std::vector<int32_t> values(static_cast<size_t>(count));
+    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(random.bits(i) % 37);
+    return Tensor::from({count}, values, device());
+}
+
+double relative_error(const Tensor& a, const Tensor& b) {
+    const auto x = a.to_vector(), y = b.to_vector();
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+        difference += (x[i] - y[i]) * (x[i] - y[i]);
+        norm += y[i] * y[i];
+    }
+    return x.size() == y.size() ? std::sqrt(difference / norm) : INFINITY;
+}
+
+// In float64: the order of sums is all that differs.
+double wide_bound() { return device().is_cpu() ? 1e-12 : 1e-10; }
+
+struct Pass {
+    double loss;
+    std::vector<Tensor> gradients;
+};
+
+Pass run(const ModelConfig& config, DType dtype, const ops::TokenLayout& layout, Recomputation mode,
+         int64_t slice_tokens = 0) {
+    LanguageModel model(config, dtype, device());
+    model.initialize(3);
+    model.set_recomputation(mode, slice_tokens);
+    const int64_t tokens = layout.tokens();
+    const auto loss =
+        model.loss(ids(tokens), ids(tokens, "targets"), layout, {.scale = 1.0 / static_cast<double>(tokens)});
+    backward(loss.loss);
+    Pass pass{loss.loss.value().item(), {}};
+    for (const Parameter& parameter : model.parameters())
+        pass.gradients.push_back(parameter.variable.gradient());
+    return pass;
+}
+
+void expect_same(const std::string& name, const Pass& a, const Pass& b, double bound) {
+    EXPECT_NEAR(a.loss, b.loss, bound * std::abs(b.loss)) << name;
+    ASSERT_EQ(a.gradients.size(), b.gradients.size());
+    for (size_t i = 0; i < a.gradients.size(); ++i) {
+        ASSERT_TRUE(a.gradients[i].defined()) << name << ", parameter " << i;
+        EXPECT_LT(relative_error(a.gradients[i], b.gradients[i]), bound) << name << ", parameter " << i;
+    }
+}
+
+bool has_softmax(const ModelConfig& config) {
+    return std::find(config.mixer.begin(), config.mixer.end(), Mixer::softmax) != config.mixer.end();
+}
+
+ops::TokenLayout packed(const std::vector<int32_t>& borders) {
+    return chunk_layout(1, borders.back(), borders, 0, 1, device());
+}
+
+TEST(Slices, KeepSequencesAndDocumentsTogetherWhereTheyFit) {
+    const auto shape = [](const LayerSlices& slices) {
+        std::vector<std::vector<int64_t>> rows;  // begin, batch, length, position, documents, continues
+        for (size_t i = 0; i < slices.size(); ++i) {
+            const ops::TokenLayout& layout = slices.layouts[i];
+            EXPECT_EQ(slices.rows[i].rows, layout.tokens());
+            rows.push_back({slices.rows[i].begin, layout.batch, layout.length, layout.first_position,
+                            layout.sequences(), slices.rows[i].continues});
+        }
+        return rows;
+    };
+    using Rows = std::vector<std::vector<int64_t>>;
+    EXPECT_EQ(shape(cut_into_slices({.batch = 5, .length = 10}, 0)), (Rows{{0, 5, 10, 0, 5, 0}}));
+    EXPECT_EQ(shape(cut_into_slices({.batch = 5, .length = 10}, 29)),
+              (Rows{{0, 2, 10, 0, 2, 0}, {20, 2, 10, 0, 2, 0}, {40, 1, 10, 0, 1, 0}}));
+    // Pieces of about the same length, in whole tiles.
+    EXPECT_EQ(shape(cut_into_slices({.batch = 2, .length = 1100, .first_position = 7}, 500)),
+              (Rows{{0, 1, 384, 7, 1, 0},
+                    {384, 1, 384, 391, 1, 1},
+                    {768, 1, 332, 775, 1, 1},
+                    {1100, 1, 384, 7, 1, 0},
+                    {1484, 1, 384, 391, 1, 1},
+                    {1868, 1, 332, 775, 1, 1}}));
+    // A long document alone, the short ones around it in runs; positions count on.
+    const LayerSlices documents = cut_into_slices(packed({0, 3, 5, 20, 22, 27, 31}), 7);
+    EXPECT_EQ(shape(documents), (Rows{{0, 1, 5, 0, 2, 0},
+                                      {5, 1, 7, 5, 1, 0},
+                                      {12, 1, 7, 12, 1, 1},
+                                      {19, 1, 1, 19, 1, 1},
+                                      {20, 1, 7, 20, 2, 0},
+                                      {27, 1, 4, 27, 1, 0}}));
+    EXPECT_EQ(documents.layouts[4].cu_seqlens.to_host<int32_t>(), (std::vector<int32_t>{0, 2, 7}));
+    EXPECT_FALSE(documents.hands_on(0));
+    EXPECT_TRUE(documents.hands_on(1) && documents.hands_on(2) && documents.hands_on(3));
+    EXPECT_FALSE(documents.hands_on(4));
+}
+
+TEST(Slices, GiveTheLossAndGradientsOfOnePass) {
+    for (const auto& [name, config] : test::variants(2)) {
+        const ops::TokenLayout layout{.batch = 2, .length = 83};
+        const Pass whole = run(config, DType::f64, layout, Recomputation::none);
+        // 166: as full recomputation. 83: a sequence at a time. 20: a ragged last slice.
+        for (const int64_t tokens : {166, 83, 20}) {
+            if (tokens < 83 && has_softmax(config)) continue;
+            expect_same(fmt::format("{} in slices of {}", name, tokens),
+                        run(config, DType::f64, layout, Recomputation::full, tokens), whole, wide_bound());
+        }
+        if (has_softmax(config)) continue;
+        const ops::TokenLayout single{.batch = 2, .length = 300};
+        expect_same(name + " in f32", run(config, DType::f32, single, Recomputation::full, 128),
+                    run(config, DType::f32, single, Recomputation::none), 2e-5);
+    }
+}
+
+TEST(Slices, OfPackedDocumentsAreExactToo) {
+    for (const auto& [name, config] : test::variants(2)) {
+        if (config.position == Position::absolute) continue;
+        const ops::TokenLayout layout = packed({0, 5, 6, 70, 90, 91, 150});
+        const Pass whole = run(config, DType::f64, layout, Recomputation::none);
+        for (const int64_t tokens : {75, 33, 6}) {
+            if (tokens < 64 && has_softmax(config)) continue;
+            expect_same(fmt::format("{} packed in slices of {}", name, tokens),
+                        run(config, DType::f64, layout, Recomputation::full, tokens), whole, wide_bound());
+        }
+    }
+}
+
+TEST(Slices, RunWithoutGradientsAsWell) {
+    const NoGradient off;
+    LanguageModel model(test::small(2), DType::f64, device());
+    model.initialize(3);
+    const ops::TokenLayout layout{.batch = 2, .length = 83};
+    const Tensor input = ids(166), whole = model.hidden(input, layout).value();
+    model.set_recomputation(Recomputation::full, 20);
+    EXPECT_LT(relative_error(model.hidden(input, layout).value(), whole), wide_bound());
+}
+
+// bf16, heads as wide as the tensor-core kernels take them, slices of whole tiles and ragged ones.
+TEST(Slices, OfBf16AreAsExactAsOnePass) {
+    ModelConfig config = test::small(2);
+    config.hidden_size = 128;
+    config.init_std = 0.06;
+    for (const ops::TokenLayout& layout :
+         {ops::TokenLayout{.batch = 2, .length = 700}, packed({0, 30, 650, 651, 900, 1400})}) {
+        const Pass truth = run(config, DType::f32, layout, Recomputation::none);
+        const Pass whole = run(config, DType::bf16, layout, Recomputation::none);
+        for (const int64_t tokens : {256, 300, 190}) {
+            const Pass sliced = run(config, DType::bf16, layout, Recomputation::full, tokens);
+            EXPECT_NEAR(sliced.loss, truth.loss, 2e-3 * truth.loss);
+            for (size_t i = 0; i < truth.gradients.size(); ++i)
+                EXPECT_LT(relative_error(sliced.gradients[i], truth.gradients[i]),
+                          1.3 * relative_error(whole.gradients[i], truth.gradients[i]) + 1e-3)
+                    << "slices of " << tokens << ", parameter " << i;
+        }
+    }
+}
+
+// A layer keeps its input alone, backward writes the gradient of the residual stream over itself, and all
+// else is of the length of a slice.
+TEST(Slices, PeakMemoryIsTheInputsOfTheLayersAndLittleElse) {
+    ModelConfig config = test::small(4);
+    config.hidden_size = 32;
+    config.glu_dim = 64;
+    config.num_layers = 6;
+    const int64_t tokens = 8192, slice = 256;
+    const auto peak = [&](Recomputation mode, int64_t slice_tokens) {
+        LanguageModel model(config, DType::f32, device());
+        model.initialize(3);
+        model.set_recomputation(mode, slice_tokens);
+        const Tensor input = ids(tokens), targets = ids(tokens, "targets");
+        const ops::TokenLayout layout{.batch = 1, .length = tokens};
+        const ops::CrossEntropyOptions options{.scale = 1.0 / static_cast<double>(tokens),
+                                               .chunk_tokens = slice};
+        backward(
+            model.loss(input, targets, layout, options).loss);  // the parameters' gradients exist from now on
+        const size_t before = memory_statistics(device()).live_total;
+        reset_peak_memory(device());
+        backward(model.loss(input, targets, layout, options).loss);
+        return static_cast<double>(memory_statistics(device()).peak_total - before);
+    };
+    const double stream = static_cast<double>(tokens * config.hidden_size) * 4;  // the residual stream once
+    // The end of forward: the layers' inputs, the last one's output, and hidden with its gradient. Numbers a
+    // token (losses, 1 / rms) are 4 of 4 x 32 bytes each; a layer in backward has some 20 widths of a slice.
+    const double in_slices = peak(Recomputation::full, slice), full = peak(Recomputation::full, 0),
+                 none = peak(Recomputation::none, 0);
+    EXPECT_GE(in_slices / stream, 6 + 3);
+    EXPECT_LE(in_slices / stream, 6 + 3 + 0.4);
+    EXPECT_GT(full / stream, 6 + 15);
+    EXPECT_GT(none / full, 3);
+}
+
+TEST(Slices, WhatCannotBeCutIsRefused) {
+    const auto refusal = [](const ModelConfig& config, const ops::TokenLayout& layout) {
+        LanguageModel model(config, DType::f32, device());
+        model.initialize(1);
+        model.set_recomputation(Recomputation::full, 10);
+        try {
+            model.hidden(ids(layout.tokens()), layout);
+        } catch (const Error& error) {
+            EXPECT_EQ(error.fault(), Fault::input);
+            return std::string(error.what());
+        }
+        return std::string("not refused");
+    };
+    ModelConfig hybrid = test::small(2);
+    hybrid.mixer = {Mixer::lightning, Mixer::softmax};
+    EXPECT_NE(refusal(hybrid, {.length = 11}).find("layer 1 has softmax attention"), std::string::npos);
+    EXPECT_EQ(refusal(hybrid, {.batch = 3, .length = 10}), "not refused");
+    EXPECT_NE(refusal(test::small(2), chunk_layout(1, 40, {}, 0, 2, device())).find("parallel.cp=1"),
+              std::string::npos);
+}
+
+}  // namespace
+}  // namespace levin
