@@ -45,7 +45,7 @@ LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Devic
     for (int64_t i = 0; i < config.num_layers; ++i) {
         bool here = false;
         for (int64_t stage = place.pp; stage < stages_; stage += layout.pp) {
-            const StageLayers layers = layers_of_stage(config.num_layers, stages_, stage);
+            const StageLayers layers = layers_of_stage(config, stages_, stage);
             here |= i >= layers.first && i < layers.last;
         }
         if (!here) continue;
@@ -201,7 +201,7 @@ Variable LanguageModel::end(const Residual& stream, const ops::TokenLayout& layo
 Variable LanguageModel::run_stage(int64_t stage, const Variable& input, const Tensor& ids,
                                   const ops::TokenLayout& layout) const {
     const Residual stream =
-        run_layers(layers_of_stage(config_.num_layers, stages_, stage),
+        run_layers(layers_of_stage(config_, stages_, stage),
                    stage == 0 ? begin(ids, layout) : Residual{input, {}}, layout, nullptr);
     if (stage == stages_ - 1) return end(stream, layout);
     return stream.whole();  // one tensor travels

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace levin {
@@ -48,8 +49,18 @@ void put_shard(const Tensor& part, const Shard& shard, Tensor whole) {
             .copy_from(part.narrow(shard.axis, range.local, range.count));
 }
 
-StageLayers layers_of_stage(int64_t num_layers, int64_t stages, int64_t stage) {
-    return {num_layers * stage / stages, num_layers * (stage + 1) / stages};
+StageLayers layers_of_stage(const ModelConfig& config, int64_t stages, int64_t stage) {
+    const int64_t layers = config.num_layers, others = stages - 1;
+    if (others == 0) return {0, layers};
+    const auto table = static_cast<double>(config.vocab_size * config.hidden_size);
+    const double of_layers =
+        static_cast<double>(config.parameter_count()) - table * (config.tie_embeddings ? 1 : 2);
+    const double head = table * static_cast<double>(layers) / of_layers;  // in layers
+    const double equal = (static_cast<double>(layers) + head) / static_cast<double>(stages);
+    const int64_t on_last = std::clamp<int64_t>(std::llround(equal - head), 1, layers - others);
+    const int64_t rest = layers - on_last;
+    if (stage == others) return {rest, layers};
+    return {rest * stage / others, rest * (stage + 1) / others};
 }
 
 bool holds_parameter(const ModelConfig& config, const ParameterSpec& spec, int64_t pp, int64_t virtual_stages,
@@ -57,7 +68,7 @@ bool holds_parameter(const ModelConfig& config, const ParameterSpec& spec, int64
     const int64_t stages = pp * virtual_stages;
     if (spec.layer >= 0) {
         for (int64_t stage = pp_rank; stage < stages; stage += pp) {
-            const StageLayers layers = layers_of_stage(config.num_layers, stages, stage);
+            const StageLayers layers = layers_of_stage(config, stages, stage);
             if (spec.layer >= layers.first && spec.layer < layers.last) return true;
         }
         return false;

@@ -29,11 +29,13 @@ Shard shard_of(const ParameterSpec& spec, int64_t tp, int64_t rank);
 Tensor take_shard(const Tensor& whole, const Shard& shard, DType dtype, const Device& device);
 void put_shard(const Tensor& part, const Shard& shard, Tensor whole);
 
-// Layers first .. last of a pipeline stage; `stages` = pp x virtual stages. As equal as can be.
+// Layers first .. last of a pipeline stage; `stages` = pp x virtual stages <= layers. As equal as can be: the
+// head on the last stage counts as as many layers as it has parameters, since products take as long as they
+// have weights.
 struct StageLayers {
     int64_t first = 0, last = 0;
 };
-StageLayers layers_of_stage(int64_t num_layers, int64_t stages, int64_t stage);
+StageLayers layers_of_stage(const ModelConfig& config, int64_t stages, int64_t stage);
 // Stage s runs on pipeline rank s % pp. Does this rank hold the parameter? The embedding is on the first
 // stage; final norm and head are on the last, and so is a copy of a tied embedding.
 bool holds_parameter(const ModelConfig& config, const ParameterSpec& spec, int64_t pp, int64_t virtual_stages,

@@ -40,6 +40,7 @@ struct LinearArgs {
     Activation gate, activation;
     bool glu;
     float eps;
+    int variant;
 };
 
 __device__ inline void unpack(const uint4& raw, float (&values)[kLane]) {
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_
     read_weights(args, rows, ahead, lane, even);
     ahead.advance(steps);
     read_weights(args, rows, ahead, lane, odd);
-    let_next_kernel_start();
+    if (args.variant == 0) let_next_kernel_start();
     wait_for_previous_kernels();
     prepare_input<B>(args, input);
 
@@ -163,6 +164,7 @@ __global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_
         }
         ahead.advance(steps);
         read_weights(args, rows, ahead, lane, group);
+        if (args.variant != 0 && ahead.row >= rows.count) let_next_kernel_start();
         const int row = at.row;
         at.advance(steps);
         if (at.row == row) return;
@@ -218,7 +220,8 @@ void fused_linear(const Stream& stream, const DecodeLinear& args) {
         args.gate,
         args.activation,
         args.glu,
-        static_cast<float>(args.eps)};
+        static_cast<float>(args.eps),
+        std::getenv("LEVIN_DECODE_VARIANT") ? std::atoi(std::getenv("LEVIN_DECODE_VARIANT")) : 1};
     const int64_t blocks = multiprocessors(stream.device.index),
                   rows = ceil_div(args.outputs, blocks) * (args.glu ? 2 : 1);
     const auto shared = static_cast<size_t>(B) * (static_cast<size_t>(args.width) * sizeof(Bf16) +

@@ -269,6 +269,30 @@ TEST(Layouts, WhatCannotBeDividedIsRefusedWithTheNearest) {
     EXPECT_NE(refusal(config, {.tp = 4}, 1).find("parallel.tp=2"), std::string::npos);
 }
 
+TEST(Layouts, StagesCountTheHeadAsLayers) {
+    ModelConfig config;
+    config.num_layers = 16;
+    config.hidden_size = 2048, config.num_heads = 16, config.glu_dim = 5632, config.vocab_size = 64000;
+    EXPECT_EQ(layers_of_stage(config, 1, 0).last, 16);
+    // The head has the weights of 2.4 of these layers.
+    EXPECT_EQ(layers_of_stage(config, 2, 0).last, 9);
+    for (const int64_t vocab : {64, 64000, 10000000})
+        for (const int64_t stages : {2, 3, 4, 8, 16}) {
+            config.vocab_size = vocab;
+            int64_t next = 0, most = 0;
+            for (int64_t stage = 0; stage < stages; ++stage) {
+                const StageLayers layers = layers_of_stage(config, stages, stage);
+                EXPECT_EQ(layers.first, next);
+                EXPECT_GE(layers.last, layers.first + 1) << stages << " stages, stage " << stage;
+                if (stage + 1 < stages) most = std::max(most, layers.last - layers.first);
+                next = layers.last;
+            }
+            EXPECT_EQ(next, 16);
+            EXPECT_LE(most, 15 / (stages - 1) + 1);
+            if (vocab == 64) EXPECT_LE(most, 16 / stages + 1);
+        }
+}
+
 TEST(Layouts, ShardsPutTogetherAreTheWhole) {
     for (const auto& [name, config] : test::variants(4))
         for (const ParameterSpec& spec : parameter_table(config))
