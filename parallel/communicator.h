@@ -1,9 +1,10 @@
 // How ranks talk to each other: one small interface on Tensors. MPI carries it for CPU tensors (mpi/), a
 // process alone has the self communicator (self.h); README.md says how NCCL attaches.
 //
-// Sums are formed in rank order for every element, whatever the size of the call: ((x0 + x1) + x2) + ...
-// Every rank gets the same bits, on every run, and cutting a tensor into buckets changes nothing. bf16 sums
-// are formed in f32 and rounded once. A NaN on any rank makes sum and max NaN.
+// Sums are formed in rank order for every element, whatever the size of the call: ((x0 + x1) + x2) + ..., or
+// in host order (GroupOptions). Every rank gets the same bits, on every run, and cutting a tensor into
+// buckets changes nothing. bf16 sums are formed in f32 and rounded once. A NaN on any rank makes sum and max
+// NaN.
 //
 // All ranks of a communicator make the same collective calls in the same order. Tensors are contiguous.
 // Every failure is an Error(communication).
@@ -37,6 +38,10 @@ struct GroupOptions {
     // NCCL: at most so many of a GPU's multiprocessors work for this group, the others are left to what
     // computes beside it. 0: NCCL's choice.
     int max_ctas = 0;
+    // MPI: ranks that give the same number are on one host. Where several hosts have several ranks each, as
+    // many on every one, large tensors cross the network once a host, and sums are formed in host order: over
+    // the ranks of each host, then over the hosts. NCCL finds the hosts itself.
+    int host = 0;
 };
 
 class Communicator {

@@ -80,7 +80,7 @@ int64_t index_of(const Layout& layout, const Coordinates& place) {
     return ((place.pp * layout.dp + place.dp) * layout.cp + place.cp) * layout.tp + place.tp;
 }
 
-Mesh::Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const GroupOptions& replicas)
+Mesh::Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const MeshOptions& options)
     : layout_(layout), all_(std::move(all)) {
     LEVIN_REQUIRE(
         layout.pp > 0 && layout.dp > 0 && layout.cp > 0 && layout.tp > 0 && layout.ranks() == all_->size(),
@@ -102,19 +102,21 @@ Mesh::Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const GroupO
 
     // Ranks of a group agree on every coordinate but those named; the key orders them along these.
     const auto group = [&](const char* name, bool tp, bool cp, bool dp, bool pp,
-                           const GroupOptions& options = {}) {
+                           const GroupOptions& how = {}) {
         const Coordinates fixed{.pp = pp ? 0 : place_.pp,
                                 .dp = dp ? 0 : place_.dp,
                                 .cp = cp ? 0 : place_.cp,
                                 .tp = tp ? 0 : place_.tp};
         return all_->split(static_cast<int>(index_of(layout, fixed)),
-                           static_cast<int>(index_of(layout, place_)), name, options);
+                           static_cast<int>(index_of(layout, place_)), name, how);
     };
     tp_ = group("tp", true, false, false, false);
     cp_ = group("cp", false, true, false, false);
     dp_ = group("dp", false, false, true, false);
     pp_ = group("pp", false, false, false, true);
-    replicas_ = group("dp_cp", false, true, true, false, replicas);
+    const auto host = static_cast<int>(first(static_cast<size_t>(all_->rank())) - hosts.begin());
+    replicas_ = group("dp_cp", false, true, true, false,
+                      {.max_ctas = options.max_ctas, .host = options.hierarchical ? host : 0});
     model_ = group("pp_tp", true, false, false, true);
     if (layout.pp > 1) {
         const Coordinates fixed{.pp = 0, .dp = place_.dp, .cp = place_.cp, .tp = place_.tp};

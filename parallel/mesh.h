@@ -30,13 +30,19 @@ Layout make_layout(int64_t ranks, int64_t tp, int64_t cp, int64_t pp);
 Coordinates coordinates_of(const Layout& layout, int64_t index);
 int64_t index_of(const Layout& layout, const Coordinates& place);
 
+// How replicas() talk: they move most, and the computation hides it.
+struct MeshOptions {
+    int max_ctas = 0;  // GroupOptions
+    bool hierarchical =
+        true;  // inside each host and then between hosts, where these have equal numbers of ranks
+};
+
 // The communicators of one rank's axes. Each group is ordered along its axis, so that a rank of it equals the
 // coordinate.
 class Mesh {
 public:
-    // Collective over `all`. Throws Error(input) when the layout needs another number of ranks. `replicas`:
-    // how replicas() talk, whose communication the computation hides; the other groups are waited for.
-    Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const GroupOptions& replicas = {});
+    // Collective over `all`. Throws Error(input) when the layout needs another number of ranks.
+    Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const MeshOptions& options = {});
 
     const Layout& layout() const { return layout_; }
     const Coordinates& place() const { return place_; }

@@ -96,6 +96,7 @@ struct ParallelConfig {
     int64_t nccl_max_ctas = 0;      // 0: NCCL's choice
     bool sequence_scatter = false;  // tokens between blocks, over tp
     int64_t overlap_chunks = 1;     // of a tensor-parallel collective
+    bool hierarchical = true;
     bool operator==(const ParallelConfig&) const = default;
 };
 

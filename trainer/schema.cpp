@@ -294,6 +294,10 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "Tensor-parallel collectives go out in up to this many chunks of tokens, of 16 MiB or more, each "
         "while "
         "the next one is multiplied.");
+    KEY(parallel, hierarchical, boolean,
+        "CPU ranks on several hosts, equally many on each: data-parallel ranks sum inside their host first, "
+        "and only "
+        "the sums cross the network. NCCL finds its way through the hosts itself.");
 
     KEY(log, tensorboard, boolean, "Write TensorBoard event files to `run.folder`.");
     KEY(log, report, boolean, "Write report.html to `run.folder` at the end.");

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "parallel/mpi/hosts.h"
 #include "parallel/reduce.h"
 
 namespace levin::mpi {
@@ -14,7 +15,8 @@ char* bytes_of(const Tensor& tensor) { return static_cast<char*>(tensor.data());
 // What all collectives share: who we are, and a place for what the others send.
 class Collective : public Operation {
 protected:
-    explicit Collective(const Call& call) : Operation(call), rank_(call.rank), size_(call.size) {}
+    explicit Collective(const Call& call)
+        : Operation(call), rank_(call.rank), size_(call.size), hosts_(call.hosts) {}
 
     template <class Body>
     void each_peer(const Body& body) const {
@@ -30,15 +32,19 @@ protected:
         each_peer([&](int peer) { post_recv(slot(peer), bytes, peer, round); });
     }
 
-    // Combines this rank's `own` with what the peers sent, in rank order.
+    // Combines this rank's `own` with what the peers sent, in rank order or by host.
     void reduce(const void* own, void* out, int64_t count, DType dtype, ReduceOp op) {
         std::vector<const void*> parts(static_cast<size_t>(size_));
         for (int p = 0; p < size_; ++p) parts[static_cast<size_t>(p)] = p == rank_ ? own : slot(p);
-        reduce_in_rank_order(parts, out, count, dtype, op);
+        if (hosts_)
+            reduce_in_host_order(*hosts_, parts, out, count, dtype, op);
+        else
+            reduce_in_rank_order(parts, out, count, dtype, op);
         scratch_ = {};
     }
 
     const int rank_, size_;
+    const std::shared_ptr<const Hosts> hosts_;
 
 private:
     char* slot(int peer) const {
@@ -51,13 +57,14 @@ private:
 // Below this, one latency counts for more than bytes.
 constexpr size_t kSmall = 16 * 1024;
 
+bool small(const Call& call, const Tensor& tensor) {
+    return tensor.bytes() * static_cast<size_t>(call.size) <= kSmall;
+}
+
 class AllReduce : public Collective {
 public:
     AllReduce(const Call& call, const Tensor& tensor, ReduceOp op)
-        : Collective(call),
-          tensor_(tensor),
-          op_(op),
-          small_(tensor.bytes() * static_cast<size_t>(size_) <= kSmall) {}
+        : Collective(call), tensor_(tensor), op_(op), small_(small(call, tensor)) {}
 
     void begin() override {
         if (small_) {
@@ -205,13 +212,16 @@ private:
 }  // namespace
 
 std::shared_ptr<Operation> all_reduce(const Call& call, const Tensor& tensor, ReduceOp op) {
+    if (call.hosts && !small(call, tensor)) return by_host(call, tensor, {}, op, true);
     return std::make_shared<AllReduce>(call, tensor, op);
 }
 std::shared_ptr<Operation> reduce_scatter(const Call& call, const Tensor& whole, const Tensor& part,
                                           ReduceOp op) {
+    if (call.hosts) return by_host(call, whole, part, op, false);
     return std::make_shared<ReduceScatter>(call, whole, part, op);
 }
 std::shared_ptr<Operation> all_gather(const Call& call, const Tensor& part, const Tensor& whole) {
+    if (call.hosts) return by_host(call, whole, part, std::nullopt, true);
     return std::make_shared<AllGather>(call, part, whole);
 }
 std::shared_ptr<Operation> broadcast(const Call& call, const Tensor& tensor, int root) {

@@ -5,6 +5,7 @@
 
 #include "parallel/communication_meter.h"
 #include "parallel/mpi/collectives.h"
+#include "parallel/mpi/hosts.h"
 #include "parallel/mpi/runtime.h"
 #include "parallel/self.h"
 
@@ -30,9 +31,11 @@ int size_of_group(MPI_Comm comm) {
 class MpiCommunicator : public Communicator {
 public:
     // Owns `comm`.
-    MpiCommunicator(MPI_Comm comm, const std::string& name, std::thread::id thread)
+    MpiCommunicator(MPI_Comm comm, const std::string& name, std::thread::id thread,
+                    std::shared_ptr<const Hosts> hosts = {})
         : Communicator(rank_of(comm), size_of_group(comm), name),
           comm_(comm),
+          hosts_(std::move(hosts)),
           errors_at_creation_(std::uncaught_exceptions()),
           thread_(thread) {
         LEVIN_MPI(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN));
@@ -62,7 +65,7 @@ public:
 
 protected:
     std::shared_ptr<Communicator> do_split(int color, int key, const std::string& part,
-                                           const GroupOptions&) override {
+                                           const GroupOptions& options) override {
         check_thread("split");
         LEVIN_CHECK(in_flight() == 0, name(), "split with {} operations in flight", in_flight());
         MPI_Comm comm = MPI_COMM_NULL;
@@ -73,7 +76,10 @@ protected:
             LEVIN_MPI(MPI_Comm_free(&comm));
             return make_self_communicator(full);
         }
-        return std::make_shared<MpiCommunicator>(comm, full, thread_);
+        std::vector<int> host_of_rank(static_cast<size_t>(size_of_group(comm)));
+        LEVIN_MPI(MPI_Allgather(&options.host, 1, MPI_INT, host_of_rank.data(), 1, MPI_INT, comm));
+        return std::make_shared<MpiCommunicator>(comm, full, thread_,
+                                                 group_by_host(host_of_rank, rank_of(comm)));
     }
 
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
@@ -115,7 +121,7 @@ private:
             check_device(name(), *tensor);
             signature += fmt::format(" of {} {}", tensor->count(), to_string(tensor->dtype()));
         }
-        return {comm_, rank(), size(), calls_++, std::move(signature), name()};
+        return {comm_, rank(), size(), calls_++, std::move(signature), name(), hosts_};
     }
 
     Call message(const Tensor& tensor) const {
@@ -130,7 +136,8 @@ private:
     }
 
     MPI_Comm comm_ = MPI_COMM_NULL;
-    MPI_Comm messages_ = MPI_COMM_NULL;  // send and recv, apart from the collectives' own messages
+    std::shared_ptr<const Hosts> hosts_;  // null: in one level
+    MPI_Comm messages_ = MPI_COMM_NULL;   // send and recv, apart from the collectives' own messages
     int errors_at_creation_;
     std::thread::id thread_;
     int64_t calls_ = 0;

@@ -17,14 +17,17 @@
 
 namespace levin::mpi {
 
+struct Hosts;
+
 // One call of a collective, or one message.
 struct Call {
     MPI_Comm comm;
     int rank, size;
-    int64_t number;            // of this communicator's collectives; -1 for send and recv
-    std::string signature;     // what all ranks that take part must agree on: "all_reduce of 4096 f32"
-    std::string where;         // communicator, for error messages
-    std::string text() const;  // "all_reduce of 4096 f32, call 12 on world"
+    int64_t number;         // of this communicator's collectives; -1 for send and recv
+    std::string signature;  // what all ranks that take part must agree on: "all_reduce of 4096 f32"
+    std::string where;      // communicator, for error messages
+    std::shared_ptr<const Hosts> hosts = {};  // its ranks by host, where it works in two levels
+    std::string text() const;                 // "all_reduce of 4096 f32, call 12 on world"
 };
 
 class Operation : public Work {
@@ -53,6 +56,8 @@ protected:
     // Round 0 or 1. Nothing is posted for 0 bytes. Messages above piece_bytes() are cut: MPI counts in int.
     void post_send(const void* data, size_t bytes, int to, int round);
     void post_recv(void* data, size_t bytes, int from, int round);
+    // Nothing was posted since the messages of the last round ended.
+    bool idle() const { return requests_.empty(); }
     int rank() const { return call_.rank; }
     int size() const { return call_.size; }
 

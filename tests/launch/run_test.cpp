@@ -95,9 +95,10 @@ TEST(Run, DoctorLooksAtRanksAndLinks) {
 }
 
 #ifdef LEVIN_TWO_HOSTS
-std::string on_two_hosts(const TemporaryFolder& folder, const std::string& script) {
+std::string on_two_hosts(const TemporaryFolder& folder, const std::string& script, int slots = 1) {
     folder.write("script", script);
-    return source_folder() + "/tests/launch/two_hosts 1 bash " + (folder / "script");
+    return source_folder() + "/tests/launch/two_hosts " + std::to_string(slots) + " bash " +
+           (folder / "script");
 }
 
 TEST(Run, TwoHostsTrainTogetherAndEitherMayBeLost) {
@@ -129,6 +130,37 @@ TEST(Run, TwoHostsTrainTogetherAndEitherMayBeLost) {
                                                                 "trainer.steps=100000", "kill -TERM $run")));
     EXPECT_EQ(saved.status, 0) << saved.output;
     EXPECT_TRUE(saved.says("saved; the same command goes on")) << saved.output;
+}
+
+// Of four ranks on two hosts each host sends its ranks' sum, half the bytes of ranks that know no hosts.
+TEST(Run, GradientsCrossTheNetworkOnceAHost) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    double sent[2] = {}, loss[2] = {};
+    for (const bool hierarchical : {false, true}) {
+        const std::string run = hierarchical ? "levels" : "flat";
+        std::string command = train(folder, run,
+                                    "trainer.steps=12 trainer.global_batch=8 parallel.hierarchical=" +
+                                        std::string(hierarchical ? "true" : "false"));
+        command.replace(0, levin().size(), "levin");
+        const std::string bytes =
+            "ip netns exec $LEVIN_HOST_1 cat /sys/class/net/eth0/statistics/tx_bytes >>" +
+            (folder / (run + ".bytes"));
+        const Outcome outcome =
+            shell(on_two_hosts(folder,
+                               bytes + "; export LEVIN_PROGRAM=" + levin() + "; " + source_folder() +
+                                   "/launch/run -n 4 --hostfile $LEVIN_HOSTFILE " + command +
+                                   "; status=$?; " + bytes + "; exit $status",
+                               2));
+        ASSERT_EQ(outcome.status, 0) << outcome.output;
+        const std::vector<std::string> counter = lines(folder / (run + ".bytes"));
+        ASSERT_EQ(counter.size(), 2u);
+        sent[hierarchical] = std::stod(counter[1]) - std::stod(counter[0]);
+        const std::string row = lines(folder / (run + "/metrics.jsonl")).back();
+        loss[hierarchical] = std::stod(row.substr(row.find("\"loss\":") + 7));
+    }
+    EXPECT_LT(sent[1], 0.7 * sent[0]) << sent[0] << " bytes without levels";
+    EXPECT_NEAR(loss[1], loss[0], 1e-4 * loss[0]);
 }
 #endif
 

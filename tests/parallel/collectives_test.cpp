@@ -91,10 +91,8 @@ void reduce_serially(std::vector<Tensor>& parts, Tensor& out, ReduceOp op) {
     }
 }
 
-Tensor reference(const std::vector<int>& ranks, DType dtype, int64_t count, ReduceOp op) {
-    std::vector<Tensor> parts;
-    for (int rank : ranks) parts.push_back(contribution(rank, dtype, count));
-    Tensor out = Tensor::empty({count}, dtype);
+Tensor reduced(std::vector<Tensor>& parts, DType dtype, ReduceOp op) {
+    Tensor out = Tensor::empty({parts[0].count()}, dtype);
     switch (dtype) {
         case DType::f64:
             reduce_serially<double, double>(parts, out, op);
@@ -113,6 +111,12 @@ Tensor reference(const std::vector<int>& ranks, DType dtype, int64_t count, Redu
             break;
     }
     return out;
+}
+
+Tensor reference(const std::vector<int>& ranks, DType dtype, int64_t count, ReduceOp op) {
+    std::vector<Tensor> parts;
+    for (int rank : ranks) parts.push_back(contribution(rank, dtype, count));
+    return reduced(parts, dtype, op);
 }
 
 std::vector<int> everyone() {
@@ -295,6 +299,60 @@ TEST_F(Collectives, NotANumberReachesEveryRank) {
                 world.all_reduce(tensor, op);
                 for (double value : tensor.to_vector()) ASSERT_TRUE(std::isnan(value)) << to_string(dtype);
             }
+}
+
+// ((host 0's ranks) + (host 1's ranks)), each sum rounded: ranks dealt out in blocks and one by one.
+TEST_F(Collectives, TwoLevelsSumInHostOrder) {
+    if (size != 4) return;
+    for (const bool blocks : {true, false}) {
+        const std::vector<std::vector<int>> hosts = blocks ? std::vector<std::vector<int>>{{0, 1}, {2, 3}}
+                                                           : std::vector<std::vector<int>>{{0, 2}, {1, 3}};
+        const auto ranks = world.split(0, rank, "hosts", {.host = blocks ? rank / 2 : 7 - rank % 2});
+        for (DType dtype : kReduced)
+            for (ReduceOp op : {ReduceOp::sum, ReduceOp::max})
+                for (int64_t count : {0, 1, 3, 31, 1000, 1024, 2051, 40004}) {
+                    std::vector<Tensor> sums;
+                    for (const std::vector<int>& members : hosts)
+                        sums.push_back(reference(members, dtype, count, op));
+                    const Tensor expected = reduced(sums, dtype, op);
+                    const Tensor tensor = contribution(rank, dtype, count);
+                    ranks->all_reduce(tensor, op);
+                    ASSERT_TRUE(same_bits(tensor, expected)) << label(dtype, count) << " blocks " << blocks;
+                    const int64_t share = count / size;
+                    if (share * size != count) continue;
+                    const Tensor part = Tensor::empty({share}, dtype),
+                                 whole = contribution(rank, dtype, count);
+                    ranks->reduce_scatter(whole, part, op);
+                    ASSERT_TRUE(same_bits(part, expected.narrow(0, rank * share, share)))
+                        << label(dtype, count);
+                    // In place, and a gather of it while a flat one is under way.
+                    const Tensor mine = whole.narrow(0, rank * share, share);
+                    ranks->reduce_scatter(whole, mine, op);
+                    const Tensor other = Tensor::empty({count}, dtype);
+                    const Pending both[] = {ranks->start_all_gather(mine, whole),
+                                            world.start_all_gather(part, other)};
+                    both[1]->wait();
+                    both[0]->wait();
+                    ASSERT_TRUE(same_bits(whole, expected)) << label(dtype, count);
+                    ASSERT_TRUE(same_bits(other, expected)) << label(dtype, count);
+                }
+        for (DType dtype : kAll) {
+            const Tensor mine = contribution(rank, dtype, 1003), whole = Tensor::empty({size, 1003}, dtype);
+            ranks->all_gather(mine, whole);
+            for (int r = 0; r < size; ++r)
+                ASSERT_TRUE(same_bits(whole.narrow(0, r, 1).view({1003}), contribution(r, dtype, 1003)));
+        }
+    }
+}
+
+TEST_F(Collectives, HostsWithUnequalRanksWorkInOneLevel) {
+    for (const int per_host : {1, 3, size}) {
+        if (size % per_host == 0 && per_host > 1 && per_host < size) continue;
+        const auto ranks = world.split(0, rank, "hosts", {.host = rank / per_host});
+        const Tensor tensor = contribution(rank, DType::f32, 40001);
+        ranks->all_reduce(tensor);
+        ASSERT_TRUE(same_bits(tensor, reference(everyone(), DType::f32, 40001, ReduceOp::sum))) << per_host;
+    }
 }
 
 TEST_F(Collectives, SplitBySharedColour) {
