@@ -7,6 +7,7 @@
 
 #include "core/random.h"
 #include "kernels/device_memory.h"
+#include "parallel/communication_meter.h"
 #include "parallel/data_parallel.h"
 #include "parallel/nccl/nccl_communicator.h"
 #include "parallel/world.h"
@@ -161,6 +162,76 @@ TEST_F(Nccl, SplitCarriesTheGpusAlong) {
     alone->all_reduce(mine);
     EXPECT_EQ(mine.narrow(0, 7, 1).item(), turned->rank());
     EXPECT_EQ(world.split(-1, 0, "nobody"), nullptr);
+}
+
+TEST_F(Nccl, FewMultiprocessorsGiveTheSameSums) {
+    const auto few = world.split(0, rank, "few", {.max_ctas = 2});
+    for (const int64_t count : {1000, 3000000}) {
+        const Tensor expected = contribution(rank, DType::f32, count), tensor = expected.to(gpu);
+        world.all_reduce(expected);
+        few->all_reduce(tensor);
+        EXPECT_TRUE(same_bits(tensor, expected)) << count;
+    }
+}
+
+// 64 MiB take a while on any link; a stream that waits for them at once stands still for about that time, one
+// that comes when they are there does not.
+TEST_F(Nccl, ExposedTimeIsWhatTheStreamWaits) {
+    const Tensor tensor = Tensor::zeros({16 << 20}, DType::f32, gpu);
+    world.all_reduce(tensor);
+    kernels::synchronize(tensor.stream());
+    CommunicationMeter meter;
+    const auto measured = [&] {
+        kernels::synchronize(tensor.stream());
+        const CommunicationTime time = meter.take(DeviceType::cuda)[world.name()];
+        EXPECT_EQ(meter.take(DeviceType::cuda)[world.name()].busy_ms, 0) << "counted once";
+        return time;
+    };
+    world.barrier();
+    world.all_reduce(tensor);
+    const CommunicationTime at_once = measured();
+    EXPECT_GT(at_once.busy_ms, 0.05);  // at most 1280 GB/s
+    EXPECT_GT(at_once.exposed_ms, 0.5 * at_once.busy_ms);
+    world.barrier();
+    const Pending work = world.start_all_reduce(tensor);
+    while (!work->test()) continue;
+    work->wait();
+    const CommunicationTime later = measured();
+    EXPECT_GT(later.busy_ms, 0.05);
+    EXPECT_EQ(later.exposed_ms, 0);
+    world.group([&] {  // two operations, one launch, one time
+        world.all_reduce(tensor.narrow(0, 0, 8 << 20));
+        world.all_reduce(tensor.narrow(0, 8 << 20, 8 << 20));
+    });
+    const CommunicationTime grouped = measured();
+    EXPECT_GT(grouped.busy_ms, 0.05);
+    EXPECT_GT(grouped.exposed_ms, 0.5 * grouped.busy_ms);
+    EXPECT_LT(grouped.exposed_ms, 1.5 * grouped.busy_ms + 0.1);
+}
+
+TEST_F(Nccl, GradientsMayCrossAsBf16AtEveryStage) {
+    for (const int stage : {0, 1, 2, 3}) {
+        std::vector<Variable> parameters;
+        for (int i = 0; i < 5; ++i) parameters.emplace_back(Tensor::zeros({64, 48}, DType::f32, gpu), true);
+        DataParallel data_parallel(
+            parameters, World::current().communicator(),
+            {.bucket_bytes = 20000, .stage = stage, .units = {}, .reduce_in_bf16 = true});
+        for (int update = 0; update < 2; ++update) {
+            data_parallel.reduce_next_backward();
+            // 1/3 has no end in binary: what comes must be the sum of the rounded ones, rounded.
+            for (Variable& parameter : parameters)
+                accumulate_gradient(parameter, [&](Tensor& target, double) { target.fill(rank + 1 / 3.0); });
+            data_parallel.finish();
+            float expected = 0;
+            for (int r = 0; r < size; ++r)
+                expected += static_cast<float>(bf16(static_cast<float>(r + 1 / 3.0)));
+            expected = static_cast<float>(bf16(expected));
+            for (const OwnedRange& range : data_parallel.owned())
+                for (const double value : range.gradient.to_vector()) ASSERT_EQ(value, expected) << stage;
+            data_parallel.publish();
+            for (Variable& parameter : parameters) parameter.clear_gradient();
+        }
+    }
 }
 
 TEST_F(Nccl, GradientsAreSummedForEveryBucketSize) {
