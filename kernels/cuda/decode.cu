@@ -40,7 +40,6 @@ struct LinearArgs {
     Activation gate, activation;
     bool glu;
     float eps;
-    int variant;
 };
 
 __device__ inline void unpack(const uint4& raw, float (&values)[kLane]) {
@@ -136,24 +135,24 @@ __global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int steps = (args.width + kStep - 1) / kStep;
     const BlockRows rows(args);
-    // Two groups are always on their way or at work, the first two before the kernel in front has ended.
-    Cursor at{warp, 0}, ahead = at;
-    uint4 even[kGroup], odd[kGroup];
-    read_weights(args, rows, ahead, lane, even);
-    ahead.advance(steps);
-    read_weights(args, rows, ahead, lane, odd);
-    if (args.variant == 0) let_next_kernel_start();
+    Cursor at{warp, 0};
+    uint4 now[kGroup], next[kGroup];
+    read_weights(args, rows, at, lane, now);
+    let_next_kernel_start();
     wait_for_previous_kernels();
     prepare_input<B>(args, input);
 
     float sum[B] = {};
-    const auto multiply = [&](uint4(&group)[kGroup]) {
+    while (at.row < rows.count) {
+        Cursor ahead = at;
+        ahead.advance(steps);
+        read_weights(args, rows, ahead, lane, next);
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
             const int column = (at.step + i) * kStep + lane * kLane;
             if (column < args.width) {
                 float w[kLane], x[kLane];
-                unpack(group[i], w);
+                unpack(now[i], w);
 #pragma unroll
                 for (int b = 0; b < B; ++b) {
                     unpack(*reinterpret_cast<const uint4*>(input + b * args.width + column), x);
@@ -162,22 +161,17 @@ __global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_
                 }
             }
         }
-        ahead.advance(steps);
-        read_weights(args, rows, ahead, lane, group);
-        if (args.variant != 0 && ahead.row >= rows.count) let_next_kernel_start();
-        const int row = at.row;
-        at.advance(steps);
-        if (at.row == row) return;
+        if (ahead.step == 0) {  // the row is done
 #pragma unroll
-        for (int b = 0; b < B; ++b) {
-            const float whole = warp_sum(sum[b]);
-            sum[b] = 0;
-            if (lane == 0) sums[b * rows.count + row] = whole;
+            for (int b = 0; b < B; ++b) {
+                const float whole = warp_sum(sum[b]);
+                sum[b] = 0;
+                if (lane == 0) sums[b * rows.count + at.row] = whole;
+            }
         }
-    };
-    while (at.row < rows.count) {
-        multiply(even);
-        if (at.row < rows.count) multiply(odd);
+        at = ahead;
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) now[i] = next[i];
     }
     __syncthreads();
     const int outputs = args.glu ? rows.count / 2 : rows.count;
@@ -220,8 +214,7 @@ void fused_linear(const Stream& stream, const DecodeLinear& args) {
         args.gate,
         args.activation,
         args.glu,
-        static_cast<float>(args.eps),
-        std::getenv("LEVIN_DECODE_VARIANT") ? std::atoi(std::getenv("LEVIN_DECODE_VARIANT")) : 1};
+        static_cast<float>(args.eps)};
     const int64_t blocks = multiprocessors(stream.device.index),
                   rows = ceil_div(args.outputs, blocks) * (args.glu ? 2 : 1);
     const auto shared = static_cast<size_t>(B) * (static_cast<size_t>(args.width) * sizeof(Bf16) +

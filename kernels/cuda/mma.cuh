@@ -68,34 +68,13 @@ __device__ inline float fast_sigmoid(float x) {
     return result;
 }
 
-// Of two values with one reciprocal: the unit for special functions is what activations wait for. Below -40
-// the result stays that of -40, 4e-18.
-struct SigmoidPair {
-    float low, high;
-    __device__ SigmoidPair(float x, float y) {
-        const auto power = [](float value) {
-            float result;
-            asm("ex2.approx.ftz.f32 %0, %1;"
-                : "=f"(result)
-                : "f"(fminf(value * -1.4426950408889634f, 57.7f)));
-            return 1.0f + result;
-        };
-        const float a = power(x), b = power(y);
-        float inverse;
-        asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(a * b));
-        low = b * inverse, high = a * inverse;
-    }
-};
-
 __device__ inline float silu(float x) { return x * fast_sigmoid(x); }
 __device__ inline float silu_derivative(float x) {
     const float s = fast_sigmoid(x);
     return s * (1.0f + x * (1.0f - s));
 }
 __device__ inline uint32_t silu(uint32_t packed) {
-    const float x = low_half(packed), y = high_half(packed);
-    const SigmoidPair s(x, y);
-    return pack(x * s.low, y * s.high);
+    return pack(silu(low_half(packed)), silu(high_half(packed)));
 }
 
 __device__ inline void store_shared(uint32_t address, uint32_t value) {

@@ -128,14 +128,15 @@ __global__ void __launch_bounds__(ScanLayout<DQ>::kThreads, 1)
             block.template load<1>(block.of_keys(scan.x), block.of_keys(scan.k), block.of_values(scan.v));
     } else if (role() == Role::activate) {
         give_registers<ScanLayout<DQ>::kForActivator>();
-        block.each_own_tile([&](const auto& turn, int64_t done) {
+        using Crew = Activator<ScanLayout<DQ>::kActivators>;
+        block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t x = block.stage(turn), k = x + kTileBytes, v = k + kTileBytes,
                            source = v + kTileBytes;
             block.pipeline.wait_loaded(turn);
-            if (scan.x_silu) Activator::activate(x);
-            Activator::weigh<1>(k, scan.k_silu, block.powers, block.chain.rows(done));
-            if (scan.v_silu) Activator::activate(v);
-            if (DQ && scan.source_silu) Activator::differentiate(source);
+            if (scan.x_silu) Crew::activate(x);
+            Crew::template weigh<1>(k, scan.k_silu, block.powers, block.chain.rows(done));
+            if (scan.v_silu) Crew::activate(v);
+            if (DQ && scan.source_silu) Crew::differentiate(source);
             block.pipeline.publish(turn);
         });
     } else {
@@ -233,13 +234,14 @@ __global__ void __launch_bounds__(KeyValueLayout::kThreads, 1)
                        block.of_values(args.d_o));
     } else if (role() == Role::activate) {
         give_registers<KeyValueLayout::kForActivator>();
-        block.each_own_tile([&](const auto& turn, int64_t done) {
+        using Crew = Activator<KeyValueLayout::kActivators>;
+        block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t q = block.stage(turn), k = q + kTileBytes, v = k + kTileBytes,
                            derivatives = v + 2 * kTileBytes;
             block.pipeline.wait_loaded(turn);
-            Activator::weigh<-1>(q, args.qk_silu, block.powers, block.chain.rows(done));
-            if (args.qk_silu) Activator::activate_and_differentiate(k, derivatives);
-            if (args.raw_v) Activator::activate(v);
+            Crew::weigh<-1>(q, args.qk_silu, block.powers, block.chain.rows(done));
+            if (args.qk_silu) Crew::activate_and_differentiate(k, derivatives);
+            if (args.raw_v) Crew::activate(v);
             block.pipeline.publish(turn);
         });
     } else {
@@ -274,11 +276,12 @@ __global__ void __launch_bounds__(StateLayout::kThreads, 1)
         block.load<STEP>(block.of_keys(args.a), block.of_values(args.b));
     } else if (role() == Role::activate) {
         give_registers<StateLayout::kForActivator>();
-        block.each_own_tile([&](const auto& turn, int64_t done) {
+        using Crew = Activator<StateLayout::kActivators>;
+        block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t a = block.stage(turn);
             block.pipeline.wait_loaded(turn);
-            Activator::weigh<STEP>(a, args.a_silu, block.powers, block.chain.rows(done));
-            if (args.b_silu) Activator::activate(a + kTileBytes);
+            Crew::weigh<STEP>(a, args.a_silu, block.powers, block.chain.rows(done));
+            if (args.b_silu) Crew::activate(a + kTileBytes);
             block.pipeline.publish(turn);
         });
     } else {

@@ -82,7 +82,7 @@ struct Turn {
 };
 
 // A stage's life: loaded (raw operands have arrived), full (activated), empty (consumed).
-template <int STAGES>
+template <int STAGES, int ACTIVATORS>
 struct Pipeline {
     uint32_t loaded, full, empty;
     __device__ explicit Pipeline(uint32_t base)
@@ -90,7 +90,7 @@ struct Pipeline {
         if (threadIdx.x == 0)
             for (int i = 0; i < STAGES; ++i) {
                 initialize_barrier(loaded + 8 * i, 1);
-                initialize_barrier(full + 8 * i, kGroup / 32);
+                initialize_barrier(full + 8 * i, ACTIVATORS * kGroup / 32);
                 initialize_barrier(empty + 8 * i, kConsumers / 32);
             }
     }
@@ -122,15 +122,16 @@ private:
     }
 };
 
-// A kernel's warpgroups: loader, activator, two consumers, and where two activators take turns, the second.
-// Its shared memory: barriers and powers, then stages of TILES tiles, STATES copies of the state.
+// A kernel's warpgroups: loader, activator, two consumers, and a second activator where there are two. Its
+// shared memory: barriers and powers, then stages of TILES tiles, STATES copies of the state.
 template <int STAGES, int TILES, int STATES, int ACTIVATORS = 1>
 struct Layout {
     static constexpr int kThreads = (3 + ACTIVATORS) * kGroup, kActivators = ACTIVATORS;
     // Registers of a thread by role. They share what the block has at its start: a role that asks for more
     // waits for ever.
-    static constexpr int kAtStart = 65536 / kThreads / 8 * 8, kForLoader = 24, kForActivator = 72,
-                         kForConsumer = ACTIVATORS == 1 ? 208 : 152;
+    static constexpr int kAtStart = 65536 / kThreads / 8 * 8, kForLoader = 24,
+                         kForActivator = ACTIVATORS == 1 ? 72 : 64,
+                         kForConsumer = ACTIVATORS == 1 ? 208 : 160;
     static_assert(kForLoader + ACTIVATORS * kForActivator + 2 * kForConsumer <= (3 + ACTIVATORS) * kAtStart);
     static constexpr int kStages = STAGES, kPowers = 160, kTiles = 1024, kStage = TILES * kTileBytes,
                          kStates = kTiles + STAGES * kStage, kBytes = kStates + STATES * kStateBytes;
@@ -156,7 +157,7 @@ struct Block {
     unsigned char* memory = aligned_memory();
     uint32_t base = shared_address(memory);
     Chain chain;
-    Pipeline<L::kStages> pipeline{base};
+    Pipeline<L::kStages, L::kActivators> pipeline{base};
     Powers powers;
     __device__ Block(const Work& work, const Chain& tokens)
         : chain(tokens),
@@ -170,15 +171,6 @@ struct Block {
     __device__ void each_tile(const Body& body) const {
         Turn turn;
         for (int64_t done = chain.from; done < chain.to; done += kTile, turn.next()) body(turn, done);
-    }
-    // The same for an activator: every tile, or every second one.
-    template <class Body>
-    __device__ void each_own_tile(const Body& body) const {
-        bool mine = L::kActivators == 1 || threadIdx.x < 2 * kGroup;
-        each_tile([&](const Turn& turn, int64_t done) {
-            if (mine) body(turn, done);
-            if (L::kActivators > 1) mine = !mine;
-        });
     }
     __device__ Source of_keys(const CUtensorMap& map) const { return {map, chain.key_head}; }
     __device__ Source of_values(const CUtensorMap& map) const { return {map, chain.value_head}; }

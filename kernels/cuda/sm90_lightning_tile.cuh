@@ -15,15 +15,14 @@ struct Output {
 
 // silu' of a pair
 __device__ inline uint32_t derivative_of(uint32_t raw) {
-    const float x = low_half(raw), y = high_half(raw);
-    const SigmoidPair s(x, y);
-    return pack(s.low + x * s.low * (1.0f - s.low), s.high + y * s.high * (1.0f - s.high));
+    return pack(silu_derivative(low_half(raw)), silu_derivative(high_half(raw)));
 }
 
-// A thread of a warpgroup that works on a tile in place: its part is unit t % 16 of rows t / 16 + 8 i. All
+// A thread of N warpgroups that work on a tile in place: its part is unit t % 16 of rows t / 16 + 8 N i. All
 // are read before the first is worked on, so that one warp a scheduler hides its own latencies.
+template <int N>
 struct Activator {
-    static constexpr int kRows = kTile / 8;
+    static constexpr int kRows = kTile / (8 * N);
     struct Units {
         uint4 at[kRows];
         __device__ explicit Units(uint32_t tile) {
@@ -41,9 +40,12 @@ struct Activator {
         }
     };
 
-    __device__ static int row(int i) { return threadIdx.x % kGroup / kUnits + 8 * i; }
+    __device__ static int row(int i) {
+        const int t = threadIdx.x % kGroup + (threadIdx.x / kGroup > 1 ? kGroup : 0);
+        return t / kUnits + 8 * N * i;
+    }
     __device__ static uint32_t address(uint32_t tile, int i) {
-        return panel_address<kTile>(tile, row(0), threadIdx.x % kUnits) + i * 1024;
+        return panel_address<kTile>(tile, row(0), threadIdx.x % kUnits) + i * N * 1024;
     }
 
     __device__ static void activate(uint32_t tile) {
@@ -63,10 +65,9 @@ struct Activator {
 #pragma unroll
             for (int j = 0; j < 4; ++j) {
                 const float x = low_half(raw[j]), y = high_half(raw[j]);
-                const SigmoidPair s(x, y);
-                const float a = x * s.low, b = y * s.high;
+                const float s = fast_sigmoid(x), t = fast_sigmoid(y), a = x * s, b = y * t;
                 value[j] = pack(a, b);
-                derivative[j] = pack(s.low + a * (1.0f - s.low), s.high + b * (1.0f - s.high));
+                derivative[j] = pack(s + a * (1.0f - s), t + b * (1.0f - t));
             }
             store_shared_unit(address(derivatives, i),
                               {derivative[0], derivative[1], derivative[2], derivative[3]});
@@ -87,9 +88,7 @@ struct Activator {
                 STEP > 0 ? powers.fall[m - 1 - row(i)] : powers.fall[1] * powers.fall[m - kTile + row(i)];
         if (with_silu)
             units.write(tile, [&](uint32_t raw, int i) {
-                const float x = low_half(raw) * weight[i], y = high_half(raw) * weight[i];
-                const SigmoidPair s(low_half(raw), high_half(raw));
-                return pack(x * s.low, y * s.high);
+                return pack(silu(low_half(raw)) * weight[i], silu(high_half(raw)) * weight[i]);
             });
         else
             units.write(tile, [&](uint32_t raw, int i) {
