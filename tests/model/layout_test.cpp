@@ -289,7 +289,9 @@ TEST(Layouts, StagesCountTheHeadAsLayers) {
             }
             EXPECT_EQ(next, 16);
             EXPECT_LE(most, 15 / (stages - 1) + 1);
-            if (vocab == 64) EXPECT_LE(most, 16 / stages + 1);
+            if (vocab == 64) {
+                EXPECT_LE(most, 16 / stages + 1);
+            }
         }
 }
 
