@@ -1,4 +1,4 @@
-#include "kernels/embedding.h"
+#include "core/ops/embedding.h"
 
 #include "core/ops.h"
 
@@ -7,32 +7,13 @@ namespace levin::ops {
 Variable embedding(const Variable& table, const Tensor& ids, double scale, int64_t padding_id) {
     const OpScope scope("embedding");
     const Tensor w = table.value();
-    const int64_t tokens = ids.count(), vocab = w.dim(0), width = w.dim(1);
-    Tensor y = Tensor::empty({tokens, width}, w.dtype(), w.device());
-    kernels::embedding_forward(w.stream(), {.tokens = tokens,
-                                            .vocab = vocab,
-                                            .width = width,
-                                            .dtype = w.dtype(),
-                                            .scale = scale,
-                                            .ids = ids.data<int32_t>(),
-                                            .table = w.data(),
-                                            .y = y.data()});
-    return record("embedding", {table}, y,
-                  [ids, scale, padding_id, tokens, vocab, width](const Tensor& dy, Gradients& inputs) {
-                      const Tensor gradient = dy.contiguous();
-                      inputs.accumulate(0, [&](Tensor& dtable, double beta) {
-                          if (beta == 0) dtable.fill(0);
-                          kernels::embedding_backward(gradient.stream(), {.tokens = tokens,
-                                                                          .vocab = vocab,
-                                                                          .width = width,
-                                                                          .dtype = gradient.dtype(),
-                                                                          .scale = scale,
-                                                                          .padding_id = padding_id,
-                                                                          .ids = ids.data<int32_t>(),
-                                                                          .dy = gradient.data(),
-                                                                          .dtable = dtable.data()});
-                      });
-                  });
+    Tensor y = Tensor::empty({ids.count(), w.dim(1)}, w.dtype(), w.device());
+    take_rows(w, ids, scale, y);
+    return record("embedding", {table}, y, [ids, scale, padding_id](const Tensor& dy, Gradients& inputs) {
+        inputs.accumulate(0, [&](Tensor& dtable, double beta) {
+            add_rows(dy.contiguous(), ids, scale, padding_id, dtable, beta);
+        });
+    });
 }
 
 }  // namespace levin::ops
