@@ -41,6 +41,10 @@ void validate(const Config& config) {
         "model.position: "
         "absolute; raise model.max_position or shorten the sequences",
         trainer.sequence_length, config.model.max_position);
+    LEVIN_REQUIRE(config.model.position != Position::absolute || !config.data.packed_documents, where,
+                  "data.packed_documents is true with model.position: absolute: positions count on through "
+                  "the documents of a pass, so the result would depend on trainer.micro_batch; set "
+                  "data.packed_documents=false or another model.position");
     LEVIN_REQUIRE(
         config.trainer.precision != DType::f64 || config.parallel.gradient_dtype == GradientType::f32, where,
         "parallel.gradient_dtype is bf16 with trainer.precision f64, whose gradients cross between ranks "

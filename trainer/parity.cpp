@@ -344,6 +344,10 @@ std::vector<ParityRow> run_parity(const std::string& folder, DType dtype, const 
         std::filesystem::exists(folder + "/golden.safetensors"), "parity",
         "{}/golden.safetensors is missing; parity compares with a folder such as tests/golden/tnl-base",
         folder);
+    LEVIN_REQUIRE(!layout.sequence_scatter || layout.tp > 1, "parity",
+                  "--sequence-scatter divides tokens over tensor-parallel ranks, and --tp is {}: give --tp 2 "
+                  "or more, or leave it out",
+                  layout.tp);
     return Parity(folder, dtype, device, ranks, layout).run();
 }
 

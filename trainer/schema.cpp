@@ -196,7 +196,7 @@ void add_data(std::vector<SchemaKey>& keys) {
     KEY(data, packed_documents, boolean,
         "Restart the attention state at document borders, so that a sequence of several documents computes "
         "the same "
-        "as the documents alone.");
+        "as the documents alone. Not with `position: absolute`.");
     KEY(data, prefetch, integer, {0, 1024}, "Micro-batches read ahead by a thread. 0: read when needed.");
 }
 

@@ -78,6 +78,9 @@ TEST(Layouts, ParityIsShownAtAnyLayout) {
         EXPECT_EQ(outcome.says("left out"), command.find("--cp") != std::string::npos) << outcome.output;
     }
     EXPECT_EQ(shell(mpirun(2) + parity + "tnl-base --no-such-option 3").status, 2);
+    const Outcome scattered = shell(parity + "tnl-base --sequence-scatter");
+    EXPECT_EQ(scattered.status, 2) << scattered.output;
+    EXPECT_TRUE(scattered.says("--tp 2")) << scattered.output;
 }
 
 }  // namespace

@@ -107,6 +107,8 @@ TEST(ConfigErrors, CombinationsThatCannotWork) {
                  {"trainer.global_batch is 10", "trainer.micro_batch is 4", "trainer.global_batch=12"});
     expect_parts(message("{trainer: {sequence_length: 200}, model: {position: absolute, max_position: 100}}"),
                  {"trainer.sequence_length is 200", "model.max_position is 100"});
+    expect_parts(message("{data: {packed_documents: true}, model: {position: absolute}}"),
+                 {"data.packed_documents is true", "model.position: absolute", "trainer.micro_batch"});
     expect_parts(message("trainer: {sequence_length: 1000000000, micro_batch: 8, global_batch: 8}"),
                  {"2^31"});
     expect_parts(message("trainer: {recompute_slice: 512}"),
