@@ -51,7 +51,7 @@ Variable recompute(const SliceRegion& region, const Variable& x, const std::vect
 
     Tensor result;
     std::vector<Tensor> entering;
-    const LeafRecorder recorder;
+    LeafRecorder recorder;  // written to by the ops
     {
         const NoGradient off;
         Variable state;

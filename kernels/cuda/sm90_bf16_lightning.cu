@@ -4,10 +4,11 @@
 // A chain cut into segments (lightning_plan.h) needs the state at each one's start: state_kernel makes what
 // every segment but the last adds to it, and the block of a segment sums what the segments before it add.
 //
-// A block is four warpgroups. The loader starts the copies of raw operands into the stages in shared memory
-// (TMA); the activator applies silu to them where they lie; two consumers multiply. Each consumer owns 64
-// rows of the state KV or dKV [key_dim, value_dim], f32, in registers, and a bf16 copy of it in shared memory
-// feeds both. With M, Lambda, W as in SPEC section 2 and E the weights of the update:
+// A block is four warpgroups, in state_kernel five. The loader starts the copies of raw operands into the
+// stages in shared memory (TMA); the activator, or two, applies silu to them where they lie; two consumers
+// multiply. Each consumer owns 64 rows of the state KV or dKV [key_dim, value_dim], f32, in registers, and a
+// bf16 copy of it in shared memory feeds both. With M, Lambda, W as in SPEC section 2 and E the weights of
+// the update:
 //   scan, o:   [(Q K^T) . M] V + Lambda Q KV       KV  = lambda^m KV + (E K)^T V        tokens ascending
 //   scan, dq:  [(dO V^T) . M] K + Lambda dO KV^T   the same state
 //   key_value: dv = [(K Q^T) . M] dO + W K dKV,    dKV = lambda^m dKV + (E Q)^T dO      tokens descending
@@ -496,7 +497,7 @@ void sm90_lightning_backward(const Stream& stream, const LightningBackward& args
         forward.just_made = !args.kept_states;
         backward.just_made = true;
     }
-    // dq last: it need not wait for anybody, and fills the places that the other leaves.
+    // dq last: where forward kept its states it waits for nobody, and fills the places that the other leaves.
     launches.add<KeyValueLayout>(
         key_value_kernel, work.chains * work.plan.segments,
         KeyValueWork{q.map, k.map, v.map, d_o.map, output_of(shape, args.dk, args.dk_stride, work.key_dim),
