@@ -36,7 +36,8 @@ struct LightningShape {
 };
 
 // Strides are between tokens; q, k, v are usually columns of one projection. o contiguous.
-// A state pointer may be nullptr (initial: zero; final: not wanted); final_state may be initial_state.
+// A state pointer may be nullptr (initial: zero; final: not wanted); final_state may be initial_state for
+// sequences of less than 1024 tokens. Longer ones may be cut, and then every piece reads the initial state.
 struct LightningForward {
     LightningShape shape;
     const void* q;

@@ -452,6 +452,9 @@ void sm90_lightning_forward(const Stream& stream, const LightningForward& args) 
     Work work = work_of(stream, shape);
     if (work.chains <= 0 || shape.batch * shape.length == 0) return;
     const int64_t size = between_size(stream, shape);
+    if (size > 0 && args.final_state && args.final_state == args.initial_state)
+        fail_arguments("lightning attention", "final_state must not be initial_state at this length",
+                       shape.length);
     const Scratch between(s, args.kept_states ? 0 : size * sizeof(float));
     const Mapped q = keys_of(shape, args.q, args.q_stride), k = keys_of(shape, args.k, args.k_stride),
                  v = values_of(shape, args.v, args.v_stride, shape.v_activation);
