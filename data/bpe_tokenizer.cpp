@@ -12,6 +12,7 @@
 #include "data/tokenizer.h"
 #include "data/utf8.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -92,10 +93,10 @@ public:
         const auto name = [&](int32_t id) {
             return id >= 0 ? names_[static_cast<size_t>(id)] : std::string();
         };
-        write_whole_file(folder + "/tokenizer.json", text_);
-        write_whole_file(folder + "/tokenizer_config.json",
-                         tokenizer_config_json({"PreTrainedTokenizerFast", name(bos_id_), name(eos_id_),
-                                                name(pad_id_), "", chat_template_}));
+        write_text_file(folder + "/tokenizer.json", text_);
+        write_text_file(folder + "/tokenizer_config.json",
+                        tokenizer_config_json({"PreTrainedTokenizerFast", name(bos_id_), name(eos_id_),
+                                               name(pad_id_), "", chat_template_}));
         return {"tokenizer.json", "tokenizer_config.json"};
     }
     std::string file_extension() const override { return ".tokenizer.json"; }

@@ -11,6 +11,7 @@
 #include "data/ordered_pipeline.h"
 #include "data/validation_split.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 

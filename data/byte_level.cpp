@@ -2,7 +2,6 @@
 
 #include <nlohmann/json.hpp>
 
-#include "data/file.h"
 #include "data/utf8.h"
 
 namespace levin {
@@ -66,12 +65,6 @@ std::string tokenizer_config_json(const TokenizerConfigNames& names) {
     add("unk_token", names.unk);
     add("chat_template", names.chat_template);
     return json.dump(2) + "\n";
-}
-
-void write_whole_file(const std::string& path, std::string_view text) {
-    AtomicFile file(path);
-    file.write(text);
-    file.commit();
 }
 
 }  // namespace levin

@@ -22,7 +22,5 @@ struct TokenizerConfigNames {
     std::string tokenizer_class, bos, eos, pad, unk, chat_template;
 };
 std::string tokenizer_config_json(const TokenizerConfigNames& names);
-// Writes one file of an export.
-void write_whole_file(const std::string& path, std::string_view text);
 
 }  // namespace levin

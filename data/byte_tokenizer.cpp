@@ -4,6 +4,7 @@
 
 #include "data/byte_level.h"
 #include "data/tokenizer.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -73,9 +74,9 @@ public:
                          {"byte_fallback", false},
                          {"vocab", vocab},
                          {"merges", nlohmann::ordered_json::array()}};
-        write_whole_file(folder + "/tokenizer.json", json.dump(1) + "\n");
-        write_whole_file(folder + "/tokenizer_config.json",
-                         tokenizer_config_json({"PreTrainedTokenizerFast", "", end, "", "", ""}));
+        write_text_file(folder + "/tokenizer.json", json.dump(1) + "\n");
+        write_text_file(folder + "/tokenizer_config.json",
+                        tokenizer_config_json({"PreTrainedTokenizerFast", "", end, "", "", ""}));
         return {"tokenizer.json", "tokenizer_config.json"};
     }
 

@@ -6,6 +6,7 @@
 
 #include "data/token_source.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -35,7 +36,7 @@ std::unique_ptr<TokenSource> open_datatrove_shard(const std::string& ds_path) {
         size, tokens, tokens * 2, tokens * 4);
     const std::string metadata = ds_path + ".metadata";
     if (file_exists(metadata)) {
-        const std::string text = read_small_file(metadata, size_t{1} << 20);
+        const std::string text = read_text_file(metadata, size_t{1} << 20);
         const std::string line = text.substr(0, std::min(text.find('\n'), text.size()));
         const size_t bar = line.rfind('|');
         const std::string said = bar == std::string::npos ? "" : line.substr(bar + 1);

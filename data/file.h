@@ -1,13 +1,10 @@
-// Files as the data room needs them: mapped for reading, and written so that a crash leaves the old file or
-// the new one.
+// Files as the data room reads them.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
-#include <string_view>
-#include <vector>
 
 namespace levin {
 
@@ -36,37 +33,6 @@ private:
     std::string path_;
 };
 
-// A file under a temporary name beside `path`; commit() makes it durable and gives it its name. Destroyed
-// without commit() it removes the temporary file. Every failure (full disk, no permission) throws Error
-// naming the file.
-class AtomicFile {
-public:
-    explicit AtomicFile(std::string path);
-    ~AtomicFile();
-    AtomicFile(const AtomicFile&) = delete;
-    AtomicFile& operator=(const AtomicFile&) = delete;
-
-    void write(const void* data, size_t size);
-    void write(std::string_view text) { write(text.data(), text.size()); }
-    // Forgets what was written beyond the first `size` bytes.
-    void truncate(uint64_t size);
-    uint64_t size() const { return size_; }
-    // Hands what was written to the kernel, so that another reader of temporary_path() sees it.
-    void flush();
-    const std::string& temporary_path() const { return temporary_; }
-    // Flushes to the disk (fsync); the file keeps its temporary name.
-    void sync();
-    // sync(), then renames to the final name and syncs the folder.
-    void commit();
-
-private:
-    std::string path_, temporary_;
-    int descriptor_ = -1;
-    uint64_t size_ = 0;
-    std::vector<uint8_t> buffer_;
-    bool synced_ = false;
-};
-
 // Little-endian load from any address.
 template <class T>
 T load_unaligned(const uint8_t* at) {
@@ -75,8 +41,6 @@ T load_unaligned(const uint8_t* at) {
     return value;
 }
 
-// The whole of a small text file. Throws Error(input) when it is missing or holds more than `limit` bytes.
-std::string read_small_file(const std::string& path, size_t limit);
 bool file_exists(const std::string& path);
 
 }  // namespace levin

@@ -14,6 +14,7 @@
 
 #include "data/file.h"
 #include "data/token_source.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 

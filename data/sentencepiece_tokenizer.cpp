@@ -8,6 +8,7 @@
 #include "data/tokenizer.h"
 #include "data/word_cache.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -93,16 +94,16 @@ public:
 
     std::vector<std::string> save_to(const std::string& folder) const override {
         std::vector<std::string> files{"tokenizer.model", "tokenizer_config.json"};
-        write_whole_file(folder + "/tokenizer.model", content_);
+        write_text_file(folder + "/tokenizer.model", content_);
         // What transformers itself makes of a .model file differs for unigram models and for text with a
         // leading space.
         const std::string json = sentencepiece_tokenizer_json(processor_, content_);
         if (!json.empty()) {
-            write_whole_file(folder + "/tokenizer.json", json);
+            write_text_file(folder + "/tokenizer.json", json);
             files.push_back("tokenizer.json");
         }
         const auto name = [&](int id) { return id >= 0 ? processor_.IdToPiece(id) : std::string(); };
-        write_whole_file(
+        write_text_file(
             folder + "/tokenizer_config.json",
             tokenizer_config_json({json.empty() ? "LlamaTokenizer" : "PreTrainedTokenizerFast", name(bos_id_),
                                    name(eos_id_), name(pad_id_), name(processor_.unk_id()), ""}));

@@ -4,6 +4,7 @@
 
 #include "data/file.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -55,7 +56,7 @@ std::string to_json(const ShardInfo& info) {
 std::optional<ShardInfo> read_shard_info(const std::string& prefix) {
     const std::string path = prefix + ".json";
     if (!file_exists(path)) return std::nullopt;
-    const Json json = Json::parse(read_small_file(path, kLargestInfo), nullptr, /*allow_exceptions=*/false);
+    const Json json = Json::parse(read_text_file(path, kLargestInfo), nullptr, /*allow_exceptions=*/false);
     LEVIN_REQUIRE(json.is_object(), path, "is no JSON object; build the shard again, or remove this file");
     LEVIN_REQUIRE(
         json.value("format", Json()) == "levin-shard", path,

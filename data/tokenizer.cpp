@@ -6,6 +6,7 @@
 #include "data/shard_info.h"
 #include "data/utf8.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -19,8 +20,8 @@ bool ends_with(std::string_view text, std::string_view end) {
 
 std::unique_ptr<Tokenizer> load_bpe(const std::string& path, const std::string& config_path) {
     const std::string config =
-        file_exists(config_path) ? read_small_file(config_path, kLargestTokenizerFile) : "";
-    return make_bpe_tokenizer(read_small_file(path, kLargestTokenizerFile), config, path);
+        file_exists(config_path) ? read_text_file(config_path, kLargestTokenizerFile) : "";
+    return make_bpe_tokenizer(read_text_file(path, kLargestTokenizerFile), config, path);
 }
 
 }  // namespace
@@ -126,7 +127,7 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::string& path) {
         "\"{}\" is no tokenizer: expected byte, a SentencePiece .model file, a Hugging Face tokenizer.json, "
         "or a folder with one of the two",
         path);
-    if (is_model) return make_sentencepiece_tokenizer(read_small_file(path, kLargestTokenizerFile), path);
+    if (is_model) return make_sentencepiece_tokenizer(read_text_file(path, kLargestTokenizerFile), path);
     return load_bpe(path, (std::filesystem::path(path).parent_path() / "tokenizer_config.json").string());
 }
 

@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 namespace {
@@ -110,28 +111,6 @@ std::vector<StepMetrics> read_metrics(const std::string& path) {
 
 namespace {
 
-// Copies the rows to keep into a new file and puts it in place of the old one in one step.
-void replace_file(const std::string& path, const std::string& content) {
-    const std::string temporary = path + ".new";
-    const int file = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    bool good = file >= 0;
-    for (size_t done = 0; good && done < content.size();) {
-        const ssize_t n = ::write(file, content.data() + done, content.size() - done);
-        if (n < 0 && errno == EINTR) continue;
-        good = n > 0;
-        if (good) done += static_cast<size_t>(n);
-    }
-    good = good && ::fsync(file) == 0;
-    const int error = errno;
-    if (file >= 0) ::close(file);
-    if (!good || std::rename(temporary.c_str(), path.c_str()) != 0) {
-        const std::string reason = std::strerror(good ? errno : error);
-        ::unlink(temporary.c_str());
-        fail(Fault::internal, "metrics",
-             "{} cannot be mended for the resumed run: {}; make room or check permissions", path, reason);
-    }
-}
-
 // Removes what does not belong before a row for next_step.
 void mend(const std::string& path, int64_t next_step) {
     std::ifstream file(path, std::ios::binary);
@@ -149,7 +128,7 @@ void mend(const std::string& path, int64_t next_step) {
         }
     }
     file.close();
-    if (changed) replace_file(path, kept);
+    if (changed) write_text_file(path, kept);
 }
 
 }  // namespace

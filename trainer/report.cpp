@@ -3,17 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
-#include <cstdio>
-#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
-#include "kernels/base/error.h"
+#include "kernels/base/file.h"
 #include "trainer/config.h"
 #include "trainer/report_page.h"
 
@@ -205,15 +202,7 @@ std::vector<ReportRun> read_runs(const std::vector<std::string>& folders) {
 }
 
 void write_report(const std::vector<std::string>& folders, const std::string& output) {
-    const std::string page = report_html(read_runs(folders)), temporary = output + ".new";
-    std::FILE* file = std::fopen(temporary.c_str(), "wb");
-    bool good = file && std::fwrite(page.data(), 1, page.size(), file) == page.size();
-    if (file) good = (std::fclose(file) == 0) && good;
-    if (good && std::rename(temporary.c_str(), output.c_str()) == 0) return;
-    const std::string reason = std::strerror(errno);
-    std::remove(temporary.c_str());
-    fail(Fault::internal, "report", "{} cannot be written: {}; check folder, permissions and free space",
-         output, reason);
+    write_text_file(output, report_html(read_runs(folders)));
 }
 
 }  // namespace levin

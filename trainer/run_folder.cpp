@@ -10,6 +10,7 @@
 
 #include "checkpoint/huggingface.h"
 #include "data/tokenizer.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -25,17 +26,6 @@ std::vector<std::string> dataset_specs(const std::vector<DataSource>& sources) {
 }
 
 namespace {
-
-void write_text(const fs::path& path, const std::string& text) {
-    const fs::path temporary = path.string() + ".tmp";
-    std::ofstream out(temporary, std::ios::binary);
-    out << text;
-    out.close();
-    if (!out)
-        fail(Fault::internal, "run", "cannot write {}: is the disk full, the folder writable?",
-             path.string());
-    fs::rename(temporary, path);
-}
 
 nlohmann::json identity_of(const Config& config, const Dataset& data) {
     return {{"model", nlohmann::json::parse(model_config_to_json(config.model))},
@@ -88,9 +78,9 @@ void claim_run_folder(const Config& config, const Dataset& data) {
             !fs::exists(folder / "metrics.jsonl"), "run",
             "{} holds metrics.jsonl but no run.json: it is no run of this levin; choose another run.folder",
             folder.string());
-        write_text(file, identity.dump(1) + "\n");
+        write_text_file(file.string(), identity.dump(1) + "\n");
     }
-    write_text(folder / "config.yaml", to_yaml(config));
+    write_text_file((folder / "config.yaml").string(), to_yaml(config));
 
     // The tokenizer travels with the run, for generation and export. Shards of other makers do not tell
     // theirs.

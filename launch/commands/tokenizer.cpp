@@ -7,9 +7,9 @@
 #include <map>
 #include <memory>
 
-#include "data/byte_level.h"
 #include "data/tokenizer_trainer.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 #include "launch/commands/commands.h"
 
 namespace levin {
@@ -52,7 +52,7 @@ void add_train(CLI::App& tokenizer) {
         const std::string path = options->output + (options->output.ends_with(".model") ? "" : ".model");
         LEVIN_REQUIRE(options->overwrite || !CLI::ExistingFile(path).empty(), path,
                       "exists already; give another --output, or --overwrite to replace it");
-        write_whole_file(path, train_sentencepiece(options->train));
+        write_text_file(path, train_sentencepiece(options->train));
         const auto made = load_tokenizer(path);
         fmt::print("{}: {} tokens, bos {}, eos {}\n", path, made->vocab_size(), made->bos_id(),
                    made->eos_id());
