@@ -339,34 +339,28 @@ struct Heads {
           key_dim(shape.key_dim / parts) {}
 };
 
-int64_t chains_of(const LightningShape& shape) { return shape.sequences() * Heads(shape).key_heads; }
-
-SegmentPlan plan_for(const Stream& stream, const LightningShape& shape) {
-    if (shape.cu_seqlens) return {1, shape.length, shape.length};
-    return plan_unequal_segments(chains_of(shape), shape.length, multiprocessors(stream.device.index));
-}
-
-// Floats of the states between the segments.
-int64_t between_size(const Stream& stream, const LightningShape& shape) {
-    const SegmentPlan plan = plan_for(stream, shape);
-    return plan.segments > 1 ? chains_of(shape) * plan.segments * Heads(shape).key_dim * shape.value_dim : 0;
-}
-
 Work work_of(const Stream& stream, const LightningShape& shape) {
     const Heads heads(shape);
     Work work{};
     work.slopes = shape.slopes;
-    work.chains = chains_of(shape);
+    work.chains = shape.sequences() * heads.key_heads;
     work.key_heads = heads.key_heads;
     work.length = shape.length;
     work.parts = heads.parts;
-    work.plan = plan_for(stream, shape);
+    work.plan = shape.cu_seqlens
+                    ? SegmentPlan{1, shape.length, shape.length}
+                    : plan_unequal_segments(work.chains, shape.length, multiprocessors(stream.device.index));
     work.cu_seqlens = shape.cu_seqlens;
     work.key_dim = static_cast<int>(heads.key_dim);
     work.value_dim = static_cast<int>(shape.value_dim);
     // More are summed once for all.
     work.starts = work.plan.segments > 8;
     return work;
+}
+
+// Floats of the states between the segments.
+int64_t between_size(const Work& work) {
+    return work.plan.segments > 1 ? work.chains * work.plan.segments * work.key_dim * work.value_dim : 0;
 }
 
 struct Mapped {
@@ -443,7 +437,7 @@ void states_between(Launches& launches, cudaStream_t stream, const Work& work, c
 }  // namespace
 
 int64_t sm90_states_to_keep(const Stream& stream, const LightningShape& shape) {
-    return between_size(stream, shape);
+    return between_size(work_of(stream, shape));
 }
 
 void sm90_lightning_forward(const Stream& stream, const LightningForward& args) {
@@ -451,7 +445,7 @@ void sm90_lightning_forward(const Stream& stream, const LightningForward& args) 
     const cudaStream_t s = use(stream);
     Work work = work_of(stream, shape);
     if (work.chains <= 0 || shape.batch * shape.length == 0) return;
-    const int64_t size = between_size(stream, shape);
+    const int64_t size = between_size(work);
     if (size > 0 && args.final_state && args.final_state == args.initial_state)
         fail_arguments("lightning attention", "final_state must not be initial_state at this length",
                        shape.length);
@@ -478,7 +472,7 @@ void sm90_lightning_backward(const Stream& stream, const LightningBackward& args
     const cudaStream_t s = use(stream);
     const Work work = work_of(stream, shape);
     if (work.chains <= 0 || shape.batch * shape.length == 0) return;
-    const int64_t size = between_size(stream, shape);
+    const int64_t size = between_size(work);
     const Scratch between(s, args.kept_states ? 0 : size * sizeof(float)),
         between_backward(s, size * sizeof(float));
     const Mapped q = keys_of(shape, args.q, args.q_stride), k = keys_of(shape, args.k, args.k_stride),

@@ -6,11 +6,13 @@
 
 #include <cmath>
 
-#include "core/random.h"
 #include "model/slopes.h"
+#include "tests/model/compare.h"
 
 namespace levin {
 namespace {
+
+using test::ids, test::relative_error;
 
 ModelConfig small(Family family = Family::tnl) {
     ModelConfig config = ModelConfig::of(family);
@@ -22,23 +24,6 @@ ModelConfig small(Family family = Family::tnl) {
     config.gate_dim = 5;
     config.init_std = 0.2;  // large, so that every part matters
     return config;
-}
-
-Tensor ids(int64_t count, const char* name = "ids") {
-    const Random random(5, name);
-    std::vector<int32_t> values(static_cast<size_t>(count));
-    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(random.bits(i) % 37);
-    return Tensor::from({count}, values);
-}
-
-double relative_error(const Tensor& a, const Tensor& b) {
-    const auto x = a.to_vector(), y = b.to_vector();
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-        difference += (x[i] - y[i]) * (x[i] - y[i]);
-        norm += y[i] * y[i];
-    }
-    return x.size() == y.size() ? std::sqrt(difference / norm) : INFINITY;
 }
 
 // Every family and every ablation switch, one change at a time.

@@ -9,6 +9,7 @@
 #include "parallel/agreement.h"
 #include "parallel/context_parallel/ops.h"
 #include "parallel/world.h"
+#include "tests/model/compare.h"
 #include "tests/model/variants.h"
 
 namespace levin {
@@ -35,16 +36,6 @@ Data make_data(int64_t batch, int64_t length, int64_t vocab, std::vector<int32_t
 
 Tensor tensor(const std::vector<int32_t>& values) {
     return Tensor::from({static_cast<int64_t>(values.size())}, values);
-}
-
-double relative_error(const Tensor& a, const Tensor& b) {
-    const auto x = a.to_vector(), y = b.to_vector();
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-        difference += (x[i] - y[i]) * (x[i] - y[i]);
-        norm += y[i] * y[i];
-    }
-    return x.size() == y.size() ? std::sqrt(difference / std::max(norm, 1e-30)) : INFINITY;
 }
 
 struct Reference {
@@ -95,7 +86,7 @@ void compare(const std::string& name, const ModelConfig& config, const Data& dat
         if (parameter.partial) mesh->tp()->all_reduce(sum);
         const Tensor part =
             take_shard(expected.gradients.at(parameter.spec.name), parameter.shard, DType::f64, {});
-        EXPECT_LT(relative_error(sum, part), 1e-10) << parameter.spec.name;
+        EXPECT_LT(test::relative_error(sum, part, 1e-30), 1e-10) << parameter.spec.name;
     }
 }
 

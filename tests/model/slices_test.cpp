@@ -7,35 +7,22 @@
 #include <cmath>
 #include <cstdlib>
 
-#include "core/random.h"
 #include "model/language_model.h"
 #include "parallel/context_parallel/chunks.h"
+#include "tests/model/compare.h"
 #include "tests/model/variants.h"
 
 namespace levin {
 namespace {
+
+using test::relative_error;
 
 Device device() {
     const char* name = std::getenv("LEVIN_TEST_DEVICE");
     return name && std::string(name) == "cuda" ? Device{DeviceType::cuda, 0} : Device{};
 }
 
-Tensor ids(int64_t count, const char* name = "ids") {
-    const Random random(5, name);
-    std::vector<int32_t> values(static_cast<size_t>(count));
-    for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<int32_t>(random.bits(i) % 37);
-    return Tensor::from({count}, values, device());
-}
-
-double relative_error(const Tensor& a, const Tensor& b) {
-    const auto x = a.to_vector(), y = b.to_vector();
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < x.size(); ++i) {
-        difference += (x[i] - y[i]) * (x[i] - y[i]);
-        norm += y[i] * y[i];
-    }
-    return x.size() == y.size() ? std::sqrt(difference / norm) : INFINITY;
-}
+Tensor ids(int64_t count, const char* name = "ids") { return test::ids(count, name, device()); }
 
 // In float64: the order of sums is all that differs.
 double wide_bound() { return device().is_cpu() ? 1e-12 : 1e-10; }
