@@ -1,8 +1,10 @@
 // The benchmarks run and say what they promise; their numbers are another matter.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "checkpoint/safetensors.h"
 #include "tests/launch/program.h"
 
 namespace levin::testing {
@@ -66,6 +68,45 @@ TEST(Bench, GemmAndDecodeRun) {
     const Outcome decode = shell(levin() + " bench decode " + kTiny + " --positions 10,200 --tokens 3");
     ASSERT_EQ(decode.status, 0) << decode.output;
     EXPECT_EQ(rows_of(decode).size(), 2u);
+}
+
+// Two tokens of one head with a slope of log 2, by hand: o_1 = q_1.k_1 v_1, o_2 = q_2.k_1 v_1 / 2 + q_2.k_2
+// v_2.
+TEST(Bench, AttentionOfAFile) {
+    const TemporaryFolder folder;
+    const auto write = [&](int64_t slopes) {
+        const Shape shape{1, 2, 1, 2}, heads{slopes};
+        SafetensorsWriter writer(folder / "in.safetensors", {{"q", DType::f32, shape},
+                                                             {"k", DType::f32, shape},
+                                                             {"v", DType::f32, shape},
+                                                             {"d_o", DType::f32, shape},
+                                                             {"slopes", DType::f32, heads}});
+        writer.write("q", Tensor::from<float>(shape, {1, 2, 3, 4}));
+        writer.write("k", Tensor::from<float>(shape, {5, 6, 7, 8}));
+        writer.write("v", Tensor::from<float>(shape, {1, 0, 0, 1}));
+        writer.write("d_o", Tensor::from<float>(shape, {1, 0, 1, 1}));
+        writer.write("slopes", Tensor::full(heads, std::log(2.0), DType::f32));
+        writer.finish();
+    };
+    const std::string command = levin() + " bench attention --activation none --inputs " +
+                                (folder / "in.safetensors") + " --outputs " + (folder / "out.safetensors");
+    write(1);
+    const Outcome outcome = shell(command);
+    ASSERT_EQ(outcome.status, 0) << outcome.output;
+    const SafetensorsReader results(folder / "out.safetensors");
+    const auto expect = [&](const std::string& name, const std::vector<double>& values) {
+        const std::vector<double> got = results.read(name).to_vector();
+        ASSERT_EQ(got.size(), values.size()) << name;
+        for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], values[i], 1e-4) << name << " " << i;
+    };
+    expect("o", {17, 0, 19.5, 53});
+    expect("dq", {5, 6, 9.5, 11});
+    expect("dk", {2.5, 4, 3, 4});
+    expect("dv", {36.5, 19.5, 53, 53});
+    write(2);
+    const Outcome wrong = shell(command);
+    EXPECT_NE(wrong.status, 0);
+    EXPECT_TRUE(wrong.says("slopes of")) << wrong.output;
 }
 
 }  // namespace

@@ -1,8 +1,10 @@
-// Lightning attention alone: time per token at growing length, forward and forward + backward.
+// Lightning attention alone: time per token at growing length, forward and forward + backward; or its results
+// on the tensors of a file.
 #include <fmt/format.h>
 
 #include <algorithm>
 
+#include "checkpoint/safetensors.h"
 #include "core/random.h"
 #include "kernels/lightning_attention.h"
 #include "launch/commands/bench/bench.h"
@@ -17,6 +19,7 @@ struct Options {
     Common common;
     std::vector<int64_t> lengths{1024, 2048, 4096, 8192, 16384, 32768, 65536};
     int64_t heads = 4, head_dim = 64, tokens = 65536, layer = -1, rounds = 7;
+    std::string inputs, outputs, activation = "silu";
 };
 
 // 4 B D + 4 D^2 FLOP a token and head forward, 10 B D + 10 D^2 backward (SPEC section 2), tiles of B = 64.
@@ -25,8 +28,109 @@ double flops(int64_t tokens, int64_t heads, int64_t d, bool backward) {
     return per_token * static_cast<double>(tokens * heads);
 }
 
+// One forward and one backward: q, k, v and d_o in, dq, dk, dv and o out, each contiguous.
+struct Call {
+    kernels::LightningForward forward;
+    kernels::LightningBackward backward;
+    Tensor kept;  // as in training: forward leaves backward the states it asks for
+};
+
+Call make_call(const Stream& stream, const kernels::LightningShape& shape, const Tensor (&in)[4],
+               const Tensor (&out)[4]) {
+    const int64_t key_width = shape.heads * shape.key_dim, value_width = shape.heads * shape.value_dim;
+    Call call;
+    call.forward = {.shape = shape,
+                    .q = in[0].data(),
+                    .q_stride = key_width,
+                    .k = in[1].data(),
+                    .k_stride = key_width,
+                    .v = in[2].data(),
+                    .v_stride = value_width,
+                    .o = out[3].data(),
+                    .initial_state = nullptr,
+                    .final_state = nullptr};
+    call.kept =
+        Tensor::empty({kernels::lightning_states_to_keep(stream, call.forward)}, DType::f32, in[0].device());
+    if (call.kept.count() > 0) call.forward.kept_states = call.kept.data<float>();
+    call.backward = {.shape = shape,
+                     .q = call.forward.q,
+                     .q_stride = key_width,
+                     .k = call.forward.k,
+                     .k_stride = key_width,
+                     .v = call.forward.v,
+                     .v_stride = value_width,
+                     .d_o = in[3].data(),
+                     .initial_state = nullptr,
+                     .d_final_state = nullptr,
+                     .dq = out[0].data(),
+                     .dq_stride = key_width,
+                     .dk = out[1].data(),
+                     .dk_stride = key_width,
+                     .dv = out[2].data(),
+                     .dv_stride = value_width,
+                     .dtheta = nullptr,
+                     .beta = 0,
+                     .d_initial_state = nullptr,
+                     .kept_states = call.forward.kept_states};
+    return call;
+}
+
+Activation activation_of(const std::string& name) {
+    for (const auto& entry : enum_names<Activation>())
+        if (entry.name == name) return entry.value;
+    fail(Fault::input, "bench attention", "--activation is {}, expected one of those of model.qk_activation",
+         name);
+}
+
+// q, k, v, d_o [batch, length, heads, width] of one type and slopes f32 [heads] from the file `inputs`; o,
+// dq, dk, dv of the same shapes and type into `outputs`.
+void run_file(const Options& options, const Device& device) {
+    const SafetensorsReader reader(options.inputs);
+    Tensor in[4], out[4];
+    const char* names[] = {"q", "k", "v", "d_o"};
+    for (int i = 0; i < 4; ++i) in[i] = reader.read(names[i]).to(device);
+    const Tensor slopes = reader.read("slopes").to(device);
+    for (int i = 0; i < 4; ++i)
+        LEVIN_REQUIRE(
+            in[i].rank() == 4 && in[i].dtype() == in[0].dtype() &&
+                in[i].shape() == in[i < 2 ? 0 : 2].shape() &&
+                std::equal(in[i].shape().begin(), in[i].shape().begin() + 3, in[0].shape().begin()),
+            "bench attention",
+            "{} of {} is {} {}; q and k, v and d_o need one type and the shape [batch, length, heads, "
+            "width] each",
+            names[i], options.inputs, to_string(in[i].dtype()), to_string(in[i].shape()));
+    LEVIN_REQUIRE(slopes.dtype() == DType::f32 && slopes.shape() == Shape{in[0].dim(2)}, "bench attention",
+                  "slopes of {} is {} {}, expected f32 [{}]", options.inputs, to_string(slopes.dtype()),
+                  to_string(slopes.shape()), in[0].dim(2));
+    const std::vector<double> values = slopes.to_vector();
+    const kernels::LightningShape shape{
+        .batch = in[0].dim(0),
+        .length = in[0].dim(1),
+        .heads = in[0].dim(2),
+        .key_dim = in[0].dim(3),
+        .value_dim = in[2].dim(3),
+        .dtype = in[0].dtype(),
+        .qk_activation = activation_of(options.activation),
+        .slopes = slopes.data<float>(),
+        .steepest = static_cast<float>(*std::max_element(values.begin(), values.end()))};
+    const char* results[] = {"dq", "dk", "dv", "o"};
+    std::vector<TensorInfo> layout;
+    for (int i = 0; i < 4; ++i) {
+        const Tensor& like = in[i < 3 ? i : 2];
+        out[i] = Tensor::empty(like.shape(), like.dtype(), device);
+        layout.push_back({results[i], like.dtype(), like.shape()});
+    }
+    const Call call = make_call(slopes.stream(), shape, in, out);
+    kernels::lightning_forward(slopes.stream(), call.forward);
+    kernels::lightning_backward(slopes.stream(), call.backward);
+    SafetensorsWriter writer(options.outputs, layout);
+    for (int i = 0; i < 4; ++i) writer.write(results[i], out[i]);
+    writer.finish();
+}
+
 void run(const Options& options) {
     const Device device = prepare(options.common);
+    if (!options.inputs.empty()) return run_file(options, device);
     const DType dtype = parse_float_type(options.common.dtype);
     const int64_t width = options.heads * options.head_dim;
     ModelConfig config;
@@ -49,50 +153,16 @@ void run(const Options& options) {
     }
     // Seconds of forward, and of forward and backward.
     const auto measure = [&](int64_t length) {
-        const int64_t batch = batch_of(length);
-        const kernels::LightningShape shape{.batch = batch,
+        const kernels::LightningShape shape{.batch = batch_of(length),
                                             .length = length,
                                             .heads = options.heads,
                                             .key_dim = options.head_dim,
                                             .value_dim = options.head_dim,
                                             .dtype = dtype,
-                                            .qk_activation = Activation::silu,
+                                            .qk_activation = activation_of(options.activation),
                                             .slopes = slopes.data<float>(),
                                             .steepest = *std::max_element(decays.begin(), decays.end())};
-        kernels::LightningForward forward{.shape = shape,
-                                          .q = in[0].data(),
-                                          .q_stride = width,
-                                          .k = in[1].data(),
-                                          .k_stride = width,
-                                          .v = in[2].data(),
-                                          .v_stride = width,
-                                          .o = out[3].data(),
-                                          .initial_state = nullptr,
-                                          .final_state = nullptr};
-        // As in training: forward leaves backward the states it asks for.
-        const Tensor kept =
-            Tensor::empty({kernels::lightning_states_to_keep(slopes.stream(), forward)}, DType::f32, device);
-        if (kept.count() > 0) forward.kept_states = kept.data<float>();
-        const kernels::LightningBackward backward{.shape = shape,
-                                                  .q = forward.q,
-                                                  .q_stride = width,
-                                                  .k = forward.k,
-                                                  .k_stride = width,
-                                                  .v = forward.v,
-                                                  .v_stride = width,
-                                                  .d_o = in[3].data(),
-                                                  .initial_state = nullptr,
-                                                  .d_final_state = nullptr,
-                                                  .dq = out[0].data(),
-                                                  .dq_stride = width,
-                                                  .dk = out[1].data(),
-                                                  .dk_stride = width,
-                                                  .dv = out[2].data(),
-                                                  .dv_stride = width,
-                                                  .dtheta = nullptr,
-                                                  .beta = 0,
-                                                  .d_initial_state = nullptr,
-                                                  .kept_states = forward.kept_states};
+        const Call call = make_call(slopes.stream(), shape, in, out);
         // On a GPU many calls are queued one after the other, as in a training step.
         const int calls = device.type == DeviceType::cuda ? 20 : 1;
         const auto seconds = [&](bool with_backward) {
@@ -100,8 +170,8 @@ void run(const Options& options) {
                        slopes.stream(),
                        [&] {
                            for (int i = 0; i < calls; ++i) {
-                               kernels::lightning_forward(slopes.stream(), forward);
-                               if (with_backward) kernels::lightning_backward(slopes.stream(), backward);
+                               kernels::lightning_forward(slopes.stream(), call.forward);
+                               if (with_backward) kernels::lightning_backward(slopes.stream(), call.backward);
                            }
                        },
                        3, 0) /
@@ -153,6 +223,16 @@ void add_attention(CLI::App& bench) {
     command->add_option("--rounds", options->rounds, "Rounds over all lengths; the best of each is kept")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
+    command->add_option("--activation", options->activation, "Of q and k, inside the kernel")
+        ->capture_default_str();
+    CLI::Option* inputs = command->add_option("--inputs", options->inputs,
+                                              "A .safetensors file with q, k, v, d_o [batch, length, heads, "
+                                              "width] of one type and slopes f32 [heads]: "
+                                              "no timing, but o, dq, dk and dv of these into --outputs");
+    CLI::Option* outputs =
+        command->add_option("--outputs", options->outputs, "The file that --inputs asks for");
+    inputs->needs(outputs);
+    outputs->needs(inputs);
     command->callback([options] { run(*options); });
 }
 

@@ -10,13 +10,13 @@ On a GPU: flash-linear-attention, bf16 autocast, f32 weights and residual stream
 f32 with quadratic attention, to check this file against levin at small sizes.
 """
 import argparse
-import functools
 import json
 import math
 import pathlib
 import time
 
 import numpy
+import quick_fla
 import torch
 import torch.nn.functional as F
 import yaml
@@ -84,28 +84,10 @@ def norm(x):
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
-@functools.cache
-def gpu_attention():
-    """The kernel of flash-linear-attention, with one form of those it would try 48 of: minutes of compiling."""
-    import triton
-
-    tune = triton.autotune
-
-    def tune_less(configs, *arguments, **named):
-        middle = [config for config in configs if config.num_warps == 4 and config.num_stages == 2]
-        return tune(middle[-1:] if len(configs) > 12 and middle else configs, *arguments, **named)
-
-    triton.autotune = tune_less
-    from fla.ops.simple_gla import chunk_simple_gla
-
-    triton.autotune = tune
-    return chunk_simple_gla
-
-
 def linear_attention(q, k, v, slopes):
     """o_t = sum_{s <= t} exp(-slope (t - s)) (q_t . k_s) v_s; q, k, v [batch, length, heads, width]."""
     if q.is_cuda:
-        return gpu_attention()(q, k, v, g_gamma=-slopes, scale=1.0)[0]
+        return quick_fla.linear_attention(q, k, v, slopes)
     t = torch.arange(q.shape[1])
     distance = (t[:, None] - t).clamp(min=0)
     weights = torch.exp(-slopes.view(-1, 1, 1) * distance).tril()

@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-SIZES = {"385m": (1024, 8, 2816, 24), "1b": (2048, 16, 5632, 16), "3b": (2560, 20, 6912, 32)}
+# width, heads, inner width of the GLU, layers: those of configs/models
+SIZES = {"tnl": {"385m": (1024, 8, 2816, 24), "1b": (2048, 16, 5632, 16), "3b": (2560, 20, 6912, 32)},
+         "transformer": {"385m": (1024, 8, 2816, 26), "1b": (2048, 16, 5632, 17)}}
 VOCAB = 64000
 
 
@@ -87,7 +89,7 @@ class TransformerLayer(nn.Module):
 class Model(nn.Module):
     def __init__(self, kind, size, fused):
         super().__init__()
-        width, heads, inner, layers = SIZES[size]
+        width, heads, inner, layers = SIZES[kind][size]
         layer = TransNormerLayer if kind == "tnl" else TransformerLayer
         self.embedding = nn.Embedding(VOCAB, width)
         self.head = nn.Linear(width, VOCAB, bias=False)
