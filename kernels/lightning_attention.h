@@ -5,6 +5,7 @@
 // stored.
 #pragma once
 
+#include <functional>
 #include <limits>
 
 #include "kernels/kernel.h"
@@ -31,6 +32,9 @@ struct LightningShape {
     // The largest slope, where the host knows it: some kernels cannot take decays as steep as exp(-1.17) a
     // token.
     float steepest = std::numeric_limits<float>::infinity();
+    // lightning_state goes before lightning_forward and, mirrored, before lightning_backward, and has left
+    // what they would make of the states inside the sequences. The same in all these calls.
+    bool states_first = false;
     int64_t key_width() const { return theta ? 2 * key_dim : key_dim; }
     int64_t sequences() const { return cu_seqlens ? documents : batch; }
 };
@@ -49,12 +53,32 @@ struct LightningForward {
     void* o;
     const void* initial_state;
     void* final_state;
-    float* kept_states = nullptr;
+    float* kept_states =
+        nullptr;  // with states_first it is what lightning_state left, else left for backward
 };
 void lightning_forward(const Stream& stream, const LightningForward& args);
 // Floats that backward would like forward to leave in kept_states (the states inside a sequence that is cut
 // into segments); 0: none. Without them backward makes them again.
 int64_t lightning_states_to_keep(const Stream& stream, const LightningForward& args);
+
+// What a sequence adds to the state that goes through it, without any output: between ranks this travels
+// while the outputs are formed.
+//   state = sum_t lambda^(length - 1 - t) k'_t v'_t: what leaves where nothing enters
+//   mirrored: sum_t lambda^(t + 1) q'_t d_o_t: the gradient of what enters, where none comes from behind
+// t counts from the sequence's first token, lambda = exp(-slope).
+struct LightningState {
+    LightningShape shape;
+    bool mirrored;
+    const void* keys;  // k or q, raw
+    int64_t key_stride;
+    const void* values;  // v, raw, or d_o
+    int64_t value_stride;
+    void* state;  // acc, as in LightningShape; nullptr: not wanted
+    // States inside the sequences for the call that follows, lightning_states_to_keep floats; nullptr where
+    // that is 0.
+    float* kept_states = nullptr;
+};
+void lightning_state(const Stream& stream, const LightningState& args);
 
 // Gradients of the raw q, k, v (strided), of theta (acc, dtheta = beta * dtheta + sum, fixed order) and of
 // the initial state. d_final_state may be nullptr (zero), d_initial_state too (not wanted). No float32 copies
@@ -80,6 +104,10 @@ struct LightningBackward {
     double beta;
     void* d_initial_state;
     const float* kept_states = nullptr;  // of lightning_forward on the same inputs
+    float* kept_gradients = nullptr;     // with states_first: of lightning_state, mirrored; used up
+    // Called once, before anything that reads d_final_state is queued: what can go before goes first, so that
+    // the host may still be waiting for these values.
+    std::function<void()> await_d_final = {};
 };
 void lightning_backward(const Stream& stream, const LightningBackward& args);
 

@@ -248,6 +248,7 @@ std::vector<Head<T>> heads_of(const LightningBackward& args, const Chain* chains
 
 void lightning_backward(const LightningBackward& args) {
     using namespace lightning;
+    if (args.await_d_final) args.await_d_final();  // the tasks of dk and dv come first
     const LightningShape& shape = args.shape;
     const std::vector<Chain> chains = make_chains(shape);
     const auto count = static_cast<int64_t>(chains.size());

@@ -69,6 +69,26 @@ void forward(const Stream& stream, const LightningForward& args) {
 }
 
 template <class T>
+void state(const Stream& stream, const LightningState& args) {
+    using A = acc_t<T>;
+    const LightningShape& shape = args.shape;
+    ScanArgs<T> scan = scan_of<T>(shape);
+    scan.y = ScanOperand<T>{static_cast<const T*>(args.keys), args.key_stride,
+                            static_cast<int>(shape.key_dim), shape.qk_activation};
+    scan.x = scan.y;  // for an output that is not formed
+    scan.z = ScanOperand<T>{static_cast<const T*>(args.values), args.value_stride,
+                            static_cast<int>(shape.value_dim),
+                            args.mirrored ? Activation::none : shape.v_activation};
+    scan.reverse = args.mirrored;
+    scan.rotate_inner = shape.theta != nullptr;
+    scan.inner = static_cast<int>(shape.key_width());
+    scan.state_row = shape.value_dim;
+    scan.state_column = 1;
+    scan.final = static_cast<A*>(args.state);
+    launch_scan(stream, shape.sequences(), scan);
+}
+
+template <class T>
 void backward(const Stream& stream, const LightningBackward& args) {
     using A = acc_t<T>;
     const LightningShape& shape = args.shape;
@@ -157,6 +177,21 @@ void lightning_forward(const Stream& stream, const LightningForward& args) {
             [&](auto tag) { forward<typename decltype(tag)::type>(stream, args); });
 }
 
+void lightning_state(const Stream& stream, const LightningState& args) {
+    check(args.shape);
+    const LightningFacts facts =
+        facts_of(stream, {{args.keys, args.key_stride}, {args.values, args.value_stride}});
+    const bool hopper = sm90_lightning_fits(args.shape, facts);
+    if (hopper || mma_scan_fits(args.shape, facts)) {
+        const auto attention = hopper ? sm90_lightning_state : mma_scan_state;
+        return needs_expansion(args.shape) ? expanded_state(stream, args, attention)
+                                           : attention(stream, args);
+    }
+    if (!args.state) return;
+    by_type(args.shape.dtype, "lightning_state",
+            [&](auto tag) { state<typename decltype(tag)::type>(stream, args); });
+}
+
 void lightning_backward(const Stream& stream, const LightningBackward& args) {
     check(args.shape);
     const LightningFacts facts = facts_of(stream, {{args.q, args.q_stride},
@@ -167,6 +202,7 @@ void lightning_backward(const Stream& stream, const LightningBackward& args) {
                                                    {args.dk, args.dk_stride},
                                                    {args.dv, args.dv_stride}});
     const bool hopper = sm90_lightning_fits(args.shape, facts);
+    if (!hopper && args.await_d_final) args.await_d_final();
     if (hopper || mma_scan_fits(args.shape, facts)) {
         const auto attention = hopper ? sm90_lightning_backward : mma_scan_backward;
         return needs_expansion(args.shape) ? expanded_backward(stream, args, attention)

@@ -14,6 +14,7 @@ namespace {
 // LRPE of q and k in one go: the angles of a position and a column serve both, in all rows of the batch.
 // Columns are heads * dim; a turned row is [heads, cosine half, sine half].
 struct LrpePair {
+    int operands;  // 2, or 1: the first alone (forward)
     int64_t batch, length, heads, dim, first_position;
     bool silu;
     const float* theta;  // [columns]
@@ -63,6 +64,7 @@ __global__ void __launch_bounds__(256) turn_kernel(const __grid_constant__ LrpeP
     for (int64_t row = 0; row < pair.batch; ++row)
 #pragma unroll
         for (int which = 0; which < 2; ++which) {
+            if (which >= pair.operands) break;
             const int64_t token = row * pair.length + place;
             const Pack<float, kUnit> x =
                 load<kUnit>(pair.raw[which] + token * pair.raw_stride[which] + columns.first);
@@ -167,6 +169,33 @@ private:
     std::optional<Scratch> memory_;
 };
 
+// LRPE of raw[0], and of raw[1] where there is one, into `turned`, one behind the other.
+LrpePair pair_of(const LightningShape& shape, std::initializer_list<const Activated*> raw, Bf16* turned) {
+    LrpePair work{};
+    work.batch = shape.batch, work.length = shape.length, work.heads = shape.heads, work.dim = shape.key_dim;
+    work.first_position = shape.first_position;
+    work.silu = shape.qk_activation == Activation::silu;
+    work.theta = static_cast<const float*>(shape.theta);
+    for (const Activated* x : raw) {
+        work.raw[work.operands] = x->data();
+        work.raw_stride[work.operands] = x->stride();
+        work.turned[work.operands] =
+            turned + work.operands * shape.batch * shape.length * shape.heads * shape.key_width();
+        ++work.operands;
+    }
+    return work;
+}
+
+dim3 turn_grid(const LightningShape& shape, int64_t positions_of_a_block) {
+    return dim3(static_cast<unsigned>(ceil_div(shape.length, positions_of_a_block)),
+                static_cast<unsigned>(ceil_div(shape.heads * shape.key_dim, kAcross * kUnit)));
+}
+
+void turn(const Stream& stream, const LightningShape& shape, const LrpePair& work) {
+    turn_kernel<<<turn_grid(shape, kDown), dim3(kAcross, kDown), 0, use(stream)>>>(work);
+    LEVIN_CUDA_LAUNCHED();
+}
+
 // q and k as the attention kernels take them.
 class Expanded {
 public:
@@ -177,10 +206,7 @@ public:
           q_(stream, args.shape, args.q, args.q_stride),
           k_(stream, args.shape, args.k, args.k_stride),
           turned_(use(stream), shape_.theta ? 2 * turned_size() * sizeof(Bf16) : 0) {
-        if (!shape_.theta || turned_size() == 0) return;
-        const LrpePair work = pair(turned_.as<Bf16>());
-        turn_kernel<<<grid(shape_.length, kDown), dim3(kAcross, kDown), 0, use(stream)>>>(work);
-        LEVIN_CUDA_LAUNCHED();
+        if (shape_.theta && turned_size() > 0) turn(stream, shape_, pair(turned_.as<Bf16>()));
     }
     template <class Args>
     Args plain(const Args& args) const {
@@ -210,22 +236,7 @@ public:
 private:
     int64_t row() const { return shape_.heads * shape_.key_width(); }
     int64_t turned_size() const { return shape_.batch * shape_.length * row(); }
-    LrpePair pair(Bf16* turned) const {
-        LrpePair work{};
-        work.batch = shape_.batch, work.length = shape_.length, work.heads = shape_.heads,
-        work.dim = shape_.key_dim;
-        work.first_position = shape_.first_position;
-        work.silu = shape_.qk_activation == Activation::silu;
-        work.theta = static_cast<const float*>(shape_.theta);
-        work.raw[0] = q_.data(), work.raw[1] = k_.data();
-        work.raw_stride[0] = q_.stride(), work.raw_stride[1] = k_.stride();
-        work.turned[0] = turned, work.turned[1] = turned + turned_size();
-        return work;
-    }
-    dim3 grid(int64_t positions, int64_t a_block) const {
-        return dim3(static_cast<unsigned>(ceil_div(positions, a_block)),
-                    static_cast<unsigned>(ceil_div(shape_.heads * shape_.key_dim, kAcross * kUnit)));
-    }
+    LrpePair pair(Bf16* turned) const { return pair_of(shape_, {&q_, &k_}, turned); }
     void turn_back(const LightningBackward& args, Bf16* gradients) const {
         const cudaStream_t s = use(stream_);
         LrpePair work = pair(gradients);
@@ -236,7 +247,7 @@ private:
         const int64_t chunks = ceil_div(shape_.length, work.chunk);
         const Scratch partial(s, args.dtheta ? chunks * work.columns() * sizeof(double) : 0);
         work.partial = args.dtheta ? partial.as<double>() : nullptr;
-        turn_back_kernel<<<grid(shape_.length, work.chunk), dim3(kAcross, kDown), 0, s>>>(work);
+        turn_back_kernel<<<turn_grid(shape_, work.chunk), dim3(kAcross, kDown), 0, s>>>(work);
         LEVIN_CUDA_LAUNCHED();
         if (!args.dtheta) return;
         column_finish_kernel<1><<<static_cast<unsigned>(ceil_div(work.columns(), 128)), 128, 0, s>>>(
@@ -256,6 +267,22 @@ private:
 void expanded_forward(const Stream& stream, const LightningForward& args,
                       void (*attention)(const Stream&, const LightningForward&)) {
     attention(stream, Expanded(stream, args).plain(args));
+}
+
+void expanded_state(const Stream& stream, const LightningState& args,
+                    void (*attention)(const Stream&, const LightningState&)) {
+    const LightningShape& shape = args.shape;
+    const Activated keys(stream, shape, args.keys, args.key_stride);
+    const int64_t row = shape.heads * shape.key_width();
+    const Scratch turned(use(stream), shape.theta ? shape.batch * shape.length * row * sizeof(Bf16) : 0);
+    LightningState plain = args;
+    plain.shape = expanded_shape(shape);
+    plain.keys = keys.data(), plain.key_stride = keys.stride();
+    if (shape.theta) {
+        plain.keys = turned.as<Bf16>(), plain.key_stride = row;
+        if (shape.batch * shape.length > 0) turn(stream, shape, pair_of(shape, {&keys}, turned.as<Bf16>()));
+    }
+    attention(stream, plain);
 }
 
 void expanded_backward(const Stream& stream, const LightningBackward& args,

@@ -11,6 +11,8 @@ namespace levin::kernels::cuda {
 // 16-byte accesses.
 void expanded_forward(const Stream& stream, const LightningForward& args,
                       void (*attention)(const Stream&, const LightningForward&));
+void expanded_state(const Stream& stream, const LightningState& args,
+                    void (*attention)(const Stream&, const LightningState&));
 void expanded_backward(const Stream& stream, const LightningBackward& args,
                        void (*attention)(const Stream&, const LightningBackward&));
 

@@ -62,19 +62,20 @@ SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident) {
     return best;
 }
 
-SegmentPlan plan_unequal_segments(int64_t chains, int64_t length, int64_t resident) {
+SegmentPlan plan_unequal_segments(int64_t chains, int64_t length, int64_t resident, bool states_first) {
+    const double state_pass = states_first ? 0 : kStatePass;
     SegmentPlan best{1, std::max(length, kTile), std::max(length, kTile)};
     // Tokens until the last place is done.
-    const auto cost = [](const SegmentPlan& plan) {
+    const auto cost = [&](const SegmentPlan& plan) {
         const double others =
-            plan.segments > 1 ? (1 + kStatePass) * static_cast<double>(plan.segment_length) : 0;
+            plan.segments > 1 ? (1 + state_pass) * static_cast<double>(plan.segment_length) : 0;
         return std::max(static_cast<double>(plan.first_length), others);
     };
     const int64_t tiles = (length + kTile - 1) / kTile;
     // One wave: more pieces than that would only move more bytes.
     const int64_t most = std::min(resident / std::max<int64_t>(chains, 1), length / kShortestSegment);
     for (int64_t segments = 2; segments <= std::min<int64_t>(most, 64); ++segments) {
-        const auto exact = static_cast<double>(tiles) / (static_cast<double>(segments) + kStatePass);
+        const auto exact = static_cast<double>(tiles) / (static_cast<double>(segments) + state_pass);
         for (const int64_t others : {static_cast<int64_t>(exact), static_cast<int64_t>(exact) + 1}) {
             const SegmentPlan plan{segments, others * kTile, (tiles - (segments - 1) * others) * kTile};
             if (plan.first_length > 0 && cost(plan) < 0.95 * cost(best)) best = plan;

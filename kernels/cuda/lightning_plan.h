@@ -35,7 +35,9 @@ struct SegmentPlan {
 // Equal pieces. `chains`: sequences x heads x column slices x scans in one launch; `resident`: blocks that
 // run at once.
 SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident);
-// The first piece is longer: its block starts while the others' states are being made.
-SegmentPlan plan_unequal_segments(int64_t chains, int64_t length, int64_t resident);
+// The first piece is longer: its block starts while the others' states are being made, unless they have been
+// made before (states_first).
+SegmentPlan plan_unequal_segments(int64_t chains, int64_t length, int64_t resident,
+                                  bool states_first = false);
 
 }  // namespace levin::kernels::cuda

@@ -39,7 +39,7 @@ struct ScanArgs {
     using A = acc_t<T>;
     ScanOperand<T> x, y, z;
     ScanOperand<T> source;  // raw values whose gradient Out is; data == nullptr: Out is written as it is
-    T* out;
+    T* out;                 // nullptr: only the state is wanted
     int64_t out_stride;
     bool rotate_inner;    // LRPE on x and y
     bool rotate_columns;  // LRPE on z and source
@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(kScanThreads)
                             product[k][l]);
         }
         __syncthreads();
-        store_tile(args, head, rows, slice, theta, shared.out, kColumnStride, &dtheta);
+        if (args.out) store_tile(args, head, rows, slice, theta, shared.out, kColumnStride, &dtheta);
     }
     __syncthreads();
 

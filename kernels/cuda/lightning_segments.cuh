@@ -51,6 +51,38 @@ static __global__ void states_between_kernel(const __grid_constant__ StatesBetwe
     }
 }
 
+// What the segments of a chain add to the state in all.
+struct StatesTotal {
+    const float* between;  // as above, before the scan
+    float* total;          // [chain, rows, columns]
+    const float* slopes;
+    int64_t heads, parts, segments, first_length, segment_length, length, size;
+};
+
+static __global__ void states_total_kernel(const __grid_constant__ StatesTotal args) {
+    const int64_t chain = blockIdx.y, element = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) * 4;
+    if (element >= args.size) return;
+    const double slope = args.slopes[chain % args.heads / args.parts];
+    const float* place = args.between + chain * args.segments * args.size + element;
+    float4 total = {};
+#pragma unroll 4
+    for (int64_t segment = 0; segment < args.segments; ++segment) {
+        const int64_t end = min(args.first_length + segment * args.segment_length, args.length);
+        const float decay = static_cast<float>(exp(-slope * static_cast<double>(args.length - end)));
+        const float4 x = *reinterpret_cast<const float4*>(place + segment * args.size);
+        total.x += decay * x.x, total.y += decay * x.y, total.z += decay * x.z, total.w += decay * x.w;
+    }
+    *reinterpret_cast<float4*>(args.total + chain * args.size + element) = total;
+}
+
+inline void launch_states_total(cudaStream_t stream, int64_t chains, const StatesTotal& args) {
+    if (args.size % 4 != 0)
+        fail_arguments("lightning attention", "elements of a state must be a multiple of 4", args.size);
+    const dim3 grid(static_cast<unsigned>(ceil_div(args.size, 4 * 128)), static_cast<unsigned>(chains));
+    states_total_kernel<<<grid, 128, 0, stream>>>(args);
+    LEVIN_CUDA_LAUNCHED();
+}
+
 inline void launch_states_between(cudaStream_t stream, int64_t chains, const StatesBetween& args) {
     if (args.columns % 4 != 0)
         fail_arguments("lightning attention", "columns of a state must be a multiple of 4", args.columns);

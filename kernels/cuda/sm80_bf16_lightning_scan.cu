@@ -23,7 +23,7 @@ struct Operand {
 struct Scan {
     Operand x, y, z;
     Operand source;  // data == nullptr: no activation to go back through
-    Bf16* out;
+    Bf16* out;       // nullptr: only the state is wanted
     int64_t out_stride;
     bool reverse;
     const float* initial;  // nullptr: zero
@@ -325,7 +325,7 @@ __global__ void __launch_bounds__(kThreads, kResident<A, B>)
 #pragma unroll
         for (int i = 0; i < kTile * T::kColumnUnits / kThreads; ++i) {
             const int row = tid / T::kColumnUnits + i * (kThreads / T::kColumnUnits);
-            if (row < m && to_column < scan.z.width)
+            if (scan.out && row < m && to_column < scan.z.width)
                 *reinterpret_cast<uint4*>(scan.out + (first + step * row) * scan.out_stride +
                                           head * scan.z.width + to_column) =
                     load_shared_unit(tile_address<T::kColumnUnits>(x_tile, row, unit));
@@ -445,6 +445,31 @@ void mma_scan_forward(const Stream& stream, const LightningForward& args) {
                           false,
                           static_cast<const float*>(args.initial_state),
                           static_cast<float*>(args.final_state),
+                          shape.value_dim,
+                          1,
+                          nullptr};
+    launch_for(stream, shape, 1, launch);
+}
+
+void mma_scan_state(const Stream& stream, const LightningState& args) {
+    if (!args.state) return;
+    const LightningShape& shape = args.shape;
+    const auto operand = [](const void* data, int64_t stride, int64_t width, Activation activation) {
+        return Operand{static_cast<const Bf16*>(data), stride, static_cast<int>(width),
+                       activation == Activation::silu};
+    };
+    const Operand keys = operand(args.keys, args.key_stride, shape.key_dim, shape.qk_activation);
+    ScanLaunch launch = launch_of(shape);
+    launch.scan[0] = Scan{keys,  // for an output that is not written
+                          keys,
+                          operand(args.values, args.value_stride, shape.value_dim,
+                                  args.mirrored ? Activation::none : shape.v_activation),
+                          {},
+                          nullptr,
+                          0,
+                          args.mirrored,
+                          nullptr,
+                          static_cast<float*>(args.state),
                           shape.value_dim,
                           1,
                           nullptr};

@@ -349,7 +349,8 @@ Work work_of(const Stream& stream, const LightningShape& shape) {
     work.parts = heads.parts;
     work.plan = shape.cu_seqlens
                     ? SegmentPlan{1, shape.length, shape.length}
-                    : plan_unequal_segments(work.chains, shape.length, multiprocessors(stream.device.index));
+                    : plan_unequal_segments(work.chains, shape.length, multiprocessors(stream.device.index),
+                                            shape.states_first);
     work.cu_seqlens = shape.cu_seqlens;
     work.key_dim = static_cast<int>(heads.key_dim);
     work.value_dim = static_cast<int>(shape.value_dim);
@@ -411,12 +412,8 @@ private:
     Scratch parts_;
 };
 
-// Fills work.between, walking forward (STEP 1: KV) or backward (dKV).
-template <int STEP>
-void states_between(Launches& launches, cudaStream_t stream, const Work& work, const Mapped& a,
-                    const Mapped& b) {
-    launches.add<StateLayout>(state_kernel<STEP>, work.chains * (work.plan.segments - 1),
-                              StateWork{a.map, b.map, work, a.silu, b.silu});
+// From what each segment adds to the states that they start from, where these are not summed block by block.
+void add_up_starts(Launches& launches, cudaStream_t stream, const Work& work) {
     if (!work.starts) return;
     launch_states_between(stream, work.chains,
                           {.initial = work.initial,
@@ -432,6 +429,15 @@ void states_between(Launches& launches, cudaStream_t stream, const Work& work, c
                            .initial_row = work.value_dim,
                            .initial_column = 1});
     launches.restart();
+}
+
+// Fills work.between, walking forward (STEP 1: KV) or backward (dKV).
+template <int STEP>
+void states_between(Launches& launches, cudaStream_t stream, const Work& work, const Mapped& a,
+                    const Mapped& b) {
+    launches.add<StateLayout>(state_kernel<STEP>, work.chains * (work.plan.segments - 1),
+                              StateWork{a.map, b.map, work, a.silu, b.silu});
+    add_up_starts(launches, stream, work);
 }
 
 }  // namespace
@@ -458,8 +464,12 @@ void sm90_lightning_forward(const Stream& stream, const LightningForward& args) 
     work.final = static_cast<float*>(args.final_state);
     if (size > 0) {
         work.between = args.kept_states ? args.kept_states : between.as<float>();
-        states_between<1>(launches, s, work, k, v);
-        work.just_made = true;
+        if (shape.states_first && args.kept_states) {
+            add_up_starts(launches, s, work);
+        } else {
+            states_between<1>(launches, s, work, k, v);
+            work.just_made = true;
+        }
     }
     launches.add<ScanLayout<false>>(
         scan_kernel<false>, work.chains * work.plan.segments,
@@ -467,14 +477,48 @@ void sm90_lightning_forward(const Stream& stream, const LightningForward& args) 
     o.sum();
 }
 
+void sm90_lightning_state(const Stream& stream, const LightningState& args) {
+    const LightningShape& shape = args.shape;
+    const cudaStream_t s = use(stream);
+    Work work = work_of(stream, shape);
+    const int64_t size = between_size(work);
+    const bool nobody_wants_it = !args.state && (size == 0 || !args.kept_states);
+    if (work.chains <= 0 || shape.batch * shape.length == 0 || nobody_wants_it) return;
+    const Scratch between(s, args.kept_states ? 0 : size * sizeof(float));
+    auto* state = static_cast<float*>(args.state);
+    work.between = size == 0 ? state : args.kept_states ? args.kept_states : between.as<float>();
+    const Mapped a = keys_of(shape, args.keys, args.key_stride),
+                 b = values_of(shape, args.values, args.value_stride,
+                               args.mirrored ? Activation::none : shape.v_activation);
+    Launches(s).add<StateLayout>(args.mirrored ? state_kernel<-1> : state_kernel<1>,
+                                 work.chains * work.plan.segments,
+                                 StateWork{a.map, b.map, work, a.silu, b.silu});
+    if (size > 0 && state)
+        launch_states_total(s, work.chains,
+                            {.between = work.between,
+                             .total = state,
+                             .slopes = work.slopes,
+                             .heads = work.key_heads,
+                             .parts = work.parts,
+                             .segments = work.plan.segments,
+                             .first_length = work.plan.first_length,
+                             .segment_length = work.plan.segment_length,
+                             .length = work.length,
+                             .size = int64_t{work.key_dim} * work.value_dim});
+}
+
 void sm90_lightning_backward(const Stream& stream, const LightningBackward& args) {
     const LightningShape& shape = args.shape;
     const cudaStream_t s = use(stream);
     const Work work = work_of(stream, shape);
-    if (work.chains <= 0 || shape.batch * shape.length == 0) return;
+    if (work.chains <= 0 || shape.batch * shape.length == 0) {
+        if (args.await_d_final) args.await_d_final();
+        return;
+    }
     const int64_t size = between_size(work);
+    float* gradients = shape.states_first ? args.kept_gradients : nullptr;
     const Scratch between(s, args.kept_states ? 0 : size * sizeof(float)),
-        between_backward(s, size * sizeof(float));
+        between_backward(s, gradients ? 0 : size * sizeof(float));
     const Mapped q = keys_of(shape, args.q, args.q_stride), k = keys_of(shape, args.k, args.k_stride),
                  v = values_of(shape, args.v, args.v_stride, shape.v_activation),
                  d_o = values_of(shape, args.d_o, shape.heads * shape.value_dim, Activation::none);
@@ -488,22 +532,37 @@ void sm90_lightning_backward(const Stream& stream, const LightningBackward& args
     if (size > 0) {
         // kept states are only read
         forward.between = args.kept_states ? const_cast<float*>(args.kept_states) : between.as<float>();
-        backward.between = between_backward.as<float>();
+        backward.between = gradients ? gradients : between_backward.as<float>();
         if (!args.kept_states) states_between<1>(launches, s, forward, k, v);
-        states_between<-1>(launches, s, backward, q, d_o);
         forward.just_made = !args.kept_states;
-        backward.just_made = true;
+        backward.just_made = !gradients;
     }
-    // dq last: where forward kept its states it waits for nobody, and fills the places that the other leaves.
-    launches.add<KeyValueLayout>(
-        key_value_kernel, work.chains * work.plan.segments,
-        KeyValueWork{q.map, k.map, v.map, d_o.map, output_of(shape, args.dk, args.dk_stride, work.key_dim),
-                     dv.output(), backward, q.silu, v.silu ? static_cast<const Bf16*>(args.v) : nullptr,
-                     args.v_stride});
-    launches.add<ScanLayout<true>>(
-        scan_kernel<true>, work.chains * work.plan.segments,
-        ScanWork{d_o.map, k.map, v.map, q.map, output_of(shape, args.dq, args.dq_stride, work.key_dim),
-                 forward, false, k.silu, v.silu, q.silu});
+    const auto queries = [&] {
+        launches.add<ScanLayout<true>>(
+            scan_kernel<true>, work.chains * work.plan.segments,
+            ScanWork{d_o.map, k.map, v.map, q.map, output_of(shape, args.dq, args.dq_stride, work.key_dim),
+                     forward, false, k.silu, v.silu, q.silu});
+    };
+    const auto keys_and_values = [&] {
+        if (size > 0 && gradients) add_up_starts(launches, s, backward);
+        if (size > 0 && !gradients) states_between<-1>(launches, s, backward, q, d_o);
+        launches.add<KeyValueLayout>(
+            key_value_kernel, work.chains * work.plan.segments,
+            KeyValueWork{q.map, k.map, v.map, d_o.map,
+                         output_of(shape, args.dk, args.dk_stride, work.key_dim), dv.output(), backward,
+                         q.silu, v.silu ? static_cast<const Bf16*>(args.v) : nullptr, args.v_stride});
+    };
+    if (args.await_d_final) {
+        queries();
+        args.await_d_final();
+        launches.restart();
+        keys_and_values();
+    } else {
+        // dq last: where forward kept its states it waits for nobody, and fills the places that the other
+        // leaves.
+        keys_and_values();
+        queries();
+    }
     dv.sum();
 }
 

@@ -64,9 +64,15 @@ struct Projection {
     }
 };
 
-// Runs the forward and the backward kernel. `beta` and `dtheta_before` are for accumulation.
+// Of lightning_state, and mirrored.
+struct States {
+    Values leaves, enters;
+};
+
+// Runs the forward and the backward kernel. `beta` and `dtheta_before` are for accumulation. With `states`
+// these are made first, and d_final_state comes only when it is asked for.
 LightningOutputs run(const Lightning& p, DType dtype, const LightningInputs& in, double beta = 0,
-                     double dtheta_before = 0) {
+                     double dtheta_before = 0, States* states = nullptr) {
     const DType acc = accumulator_of(dtype);
     const Projection layout{p.heads, p.key_dim, p.value_dim, p.tokens()};
     const int64_t key_columns = p.heads * p.key_dim, value_columns = p.heads * p.value_dim;
@@ -90,12 +96,48 @@ LightningOutputs run(const Lightning& p, DType dtype, const LightningInputs& in,
     const auto or_null = [](const Buffer& b) { return b.count() ? b.data() : nullptr; };
     const int64_t stride = layout.stride();
     const void *q = qkv.at(layout.q_column()), *k = qkv.at(layout.k_column()), *v = qkv.at(layout.v_column());
+    const Buffer late = Buffer::poisoned(acc, in.d_final_state.size());
+    int asked = 0;
+    const auto state_of = [&](bool mirrored) {
+        const Buffer state = Buffer::poisoned(acc, p.state_count());
+        lightning_state(stream(), {shape, mirrored, mirrored ? q : k, stride, mirrored ? d_o.data() : v,
+                                   mirrored ? value_columns : stride, state.data()});
+        return state.read();
+    };
+    shape.states_first = states != nullptr;
+    if (states) states->leaves = state_of(false);
     lightning_forward(stream(),
                       {shape, q, stride, k, stride, v, stride, o.data(), or_null(initial), final.data()});
-    lightning_backward(
-        stream(), {shape, q, stride, k, stride, v, stride, d_o.data(), or_null(initial), or_null(d_final),
-                   d_qkv.at(layout.q_column()), stride, d_qkv.at(layout.k_column()), stride,
-                   d_qkv.at(layout.v_column()), stride, or_null(dtheta), beta, d_initial.data()});
+    if (states) states->enters = state_of(true);
+    LightningBackward backward{shape,
+                               q,
+                               stride,
+                               k,
+                               stride,
+                               v,
+                               stride,
+                               d_o.data(),
+                               or_null(initial),
+                               or_null(d_final),
+                               d_qkv.at(layout.q_column()),
+                               stride,
+                               d_qkv.at(layout.k_column()),
+                               stride,
+                               d_qkv.at(layout.v_column()),
+                               stride,
+                               or_null(dtheta),
+                               beta,
+                               d_initial.data()};
+    if (states) {
+        backward.d_final_state = or_null(late);
+        backward.await_d_final = [&] {
+            ++asked;
+            copy_bytes(stream(), device(), late.data(), device(), d_final.data(),
+                       d_final.count() * size_of(acc));
+        };
+    }
+    lightning_backward(stream(), backward);
+    EXPECT_EQ(asked, states ? 1 : 0);
     LightningOutputs out;
     out.o = o.read();
     out.final_state = final.read();
@@ -333,6 +375,35 @@ TEST(LightningAttention, StateHandedOver) {
         for (size_t i = 0; i < whole.dtheta.size(); ++i)
             EXPECT_NEAR(before.dtheta[i] + after.dtheta[i], whole.dtheta[i], 1e-12 * whole.dtheta_terms[i]);
     }
+}
+
+// What a sequence adds to the state, made before the outputs: that of the outputs' own walk, and they are the
+// same.
+TEST(LightningAttention, StatesFirst) {
+    for (const DType dtype : kTypes)
+        for (const int64_t length : {1, 64, 150})
+            for (const bool packed : {false, true}) {
+                SCOPED_TRACE("length " + std::to_string(length) + " packed " + std::to_string(packed));
+                Lightning p = make(packed ? 1 : 2, length, 10, 12, kFirstLayer);
+                p.theta = random_theta(p);
+                p.qk_activation = Activation::silu, p.v_activation = Activation::gelu;
+                p.first_position = 7;
+                if (packed) p.borders = {0, 0, std::floor(length / 3.0), static_cast<double>(length)};
+                LightningInputs in = random_inputs(p, dtype, true);
+                States states;
+                const LightningOutputs whole = run(p, dtype, in), got = run(p, dtype, in, 0, 0, &states);
+                EXPECT_EQ(got.o, whole.o);
+                EXPECT_EQ(got.final_state, whole.final_state);
+                EXPECT_EQ(got.dq, whole.dq);
+                EXPECT_EQ(got.dk, whole.dk);
+                EXPECT_EQ(got.dv, whole.dv);
+                EXPECT_EQ(got.dtheta, whole.dtheta);
+                EXPECT_EQ(got.d_initial_state, whole.d_initial_state);
+                in.initial_state.clear(), in.d_final_state.clear();
+                const LightningOutputs alone = lightning_reference(p, in);
+                EXPECT_LT(error_of(states.leaves, alone.final_state), tolerance(dtype));
+                EXPECT_LT(error_of(states.enters, alone.d_initial_state), tolerance(dtype));
+            }
 }
 
 // Decoding: one token a call, the state updated in place.

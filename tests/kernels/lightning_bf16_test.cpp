@@ -30,8 +30,15 @@ LightningInputs random_inputs(const Lightning& p, bool with_states) {
     return in;
 }
 
-// keep: forward leaves backward what it asks for.
-LightningOutputs run(const Lightning& p, const LightningInputs& in, bool keep = true) {
+// Of lightning_state, and mirrored.
+struct States {
+    Values leaves, enters;
+};
+
+// keep: forward leaves backward what it asks for. With `states` these are made first, and d_final_state comes
+// only when it is asked for.
+LightningOutputs run(const Lightning& p, const LightningInputs& in, bool keep = true,
+                     States* states = nullptr) {
     const int64_t key_columns = p.heads * p.key_dim, value_columns = p.heads * p.value_dim;
     const int64_t stride = 2 * key_columns + value_columns;
     const auto spread = [&](const Values& part, int64_t column, int64_t width, Values& all) {
@@ -61,14 +68,32 @@ LightningOutputs run(const Lightning& p, const LightningInputs& in, bool keep = 
     shape.steepest = static_cast<float>(*std::max_element(p.slopes.begin(), p.slopes.end()));
     if (!p.theta.empty()) shape.theta = theta.data(), shape.first_position = p.first_position;
     if (!p.borders.empty()) shape.cu_seqlens = borders.as<int32_t>(), shape.documents = p.sequences();
+    shape.states_first = states != nullptr;
     const auto or_null = [](const Buffer& b) { return b.count() ? b.data() : nullptr; };
     const void *q = qkv.data(), *k = qkv.at(key_columns), *v = qkv.at(2 * key_columns);
     LightningForward forward{shape,  q,        stride,           k,           stride, v,
                              stride, o.data(), or_null(initial), final.data()};
     const int64_t kept_count = keep ? lightning_states_to_keep(stream(), forward) : 0;
-    const Buffer kept = Buffer::poisoned(DType::f32, kept_count);
+    const Buffer kept = Buffer::poisoned(DType::f32, kept_count),
+                 kept_gradients = Buffer::poisoned(DType::f32, states ? kept_count : 0),
+                 late = Buffer::poisoned(DType::f32, in.d_final_state.size());
     if (kept_count > 0) forward.kept_states = kept.as<float>();
+    const auto state_of = [&](bool mirrored, float* inside) {
+        const Buffer state = Buffer::poisoned(DType::f32, p.state_count());
+        lightning_state(stream(), {shape, mirrored, mirrored ? q : k, stride, mirrored ? d_o.data() : v,
+                                   mirrored ? value_columns : stride, state.data(), inside});
+        return state.read();
+    };
+    if (states) states->leaves = state_of(false, forward.kept_states);
     lightning_forward(stream(), forward);
+    float* gradients = kept_gradients.count() ? kept_gradients.as<float>() : nullptr;
+    if (states) states->enters = state_of(true, gradients);
+    std::function<void()> await;
+    if (states)
+        await = [&] {
+            copy_bytes(stream(), device(), late.data(), device(), d_final.data(),
+                       d_final.count() * sizeof(float));
+        };
     lightning_backward(stream(), {shape,
                                   q,
                                   stride,
@@ -78,7 +103,7 @@ LightningOutputs run(const Lightning& p, const LightningInputs& in, bool keep = 
                                   stride,
                                   d_o.data(),
                                   or_null(initial),
-                                  or_null(d_final),
+                                  or_null(states ? late : d_final),
                                   d_qkv.data(),
                                   stride,
                                   d_qkv.at(key_columns),
@@ -88,7 +113,9 @@ LightningOutputs run(const Lightning& p, const LightningInputs& in, bool keep = 
                                   p.theta.empty() ? nullptr : dtheta.data(),
                                   0,
                                   d_initial.data(),
-                                  forward.kept_states});
+                                  forward.kept_states,
+                                  gradients,
+                                  await});
     LightningOutputs out;
     out.o = o.read(), out.final_state = final.read(), out.d_initial_state = d_initial.read();
     if (!p.theta.empty()) out.dtheta = dtheta.read();
@@ -110,15 +137,25 @@ void check(const Lightning& p, bool with_states) {
     EXPECT_EQ(got.dq, again.dq);
     EXPECT_EQ(got.dk, again.dk);
     EXPECT_EQ(got.dv, again.dv);
-    EXPECT_LT(relative_error(got.o, expected.o), bound);
-    EXPECT_LT(relative_error(got.final_state, expected.final_state), bound);
-    EXPECT_LT(relative_error(got.dq, expected.dq), bound);
-    EXPECT_LT(relative_error(got.dk, expected.dk), bound);
-    EXPECT_LT(relative_error(got.dv, expected.dv), bound);
-    EXPECT_LT(relative_error(got.d_initial_state, expected.d_initial_state), bound);
-    ASSERT_EQ(got.dtheta.size(), expected.dtheta.size());
-    for (size_t i = 0; i < got.dtheta.size(); ++i)
-        EXPECT_NEAR(got.dtheta[i], expected.dtheta[i], kBound * expected.dtheta_terms[i]) << "theta " << i;
+    States states;
+    const LightningOutputs after_states = run(p, in, true, &states);
+    for (const LightningOutputs* each : {&got, &after_states}) {
+        const LightningOutputs& one = *each;
+        SCOPED_TRACE(each == &got ? "alone" : "states first");
+        EXPECT_LT(relative_error(one.o, expected.o), bound);
+        EXPECT_LT(relative_error(one.final_state, expected.final_state), bound);
+        EXPECT_LT(relative_error(one.dq, expected.dq), bound);
+        EXPECT_LT(relative_error(one.dk, expected.dk), bound);
+        EXPECT_LT(relative_error(one.dv, expected.dv), bound);
+        EXPECT_LT(relative_error(one.d_initial_state, expected.d_initial_state), bound);
+        ASSERT_EQ(one.dtheta.size(), expected.dtheta.size());
+        for (size_t i = 0; i < one.dtheta.size(); ++i)
+            EXPECT_NEAR(one.dtheta[i], expected.dtheta[i], kBound * expected.dtheta_terms[i])
+                << "theta " << i;
+    }
+    const LightningOutputs alone = lightning_reference(p, {in.q, in.k, in.v, in.d_o, {}, {}});
+    EXPECT_LT(relative_error(states.leaves, alone.final_state), bound);
+    EXPECT_LT(relative_error(states.enters, alone.d_initial_state), bound);
 }
 Lightning make(int64_t batch, int64_t length, int64_t key_dim, int64_t value_dim, Values slopes) {
     Lightning p;
@@ -178,6 +215,8 @@ TEST(LightningBf16, LongSequences) {
         check(make(1, length, 64, 64, {slope(0, 0), slope(6, 12), slope(7, 23)}), length == 3000);
         check(make(1, length, 128, 128, {slope(7, 12)}), length == 3000);
     }
+    // So many segments that the states at their starts are summed once for all.
+    check(make(1, 6000, 64, 64, {slope(6, 12)}), true);
 }
 
 TEST(LightningBf16, PackedDocuments) {

@@ -113,6 +113,12 @@ TEST(LightningPlan, SegmentsFillTheChip) {
     EXPECT_EQ(plan_unequal_segments(16, 16384, 132).segments, 8);
     EXPECT_EQ(plan_unequal_segments(96, 16384, 132).segments, 1);
     EXPECT_EQ(plan_unequal_segments(1, 1, 132).segments, 1);
+    // Their states made before: equal pieces.
+    for (const int64_t chains : {16, 32}) {
+        const SegmentPlan plan = plan_unequal_segments(chains, 8192, 132, true);
+        EXPECT_EQ(plan.first_length, plan.segment_length);
+        EXPECT_EQ(plan.segments * plan.segment_length, 8192);
+    }
     // A second wave costs more than the halves save.
     EXPECT_EQ(plan_segments(96, 16384, 132).segments, 1);
     // Too short to cut.
