@@ -6,6 +6,7 @@
 // equal, values and gradients.
 #pragma once
 
+#include <functional>
 #include <limits>
 #include <memory>
 #include <utility>
@@ -28,7 +29,14 @@ Variable scale(const Variable& x, double factor);
 Variable multiply(const Variable& a, const Variable& b);
 
 // --- linear.cpp: y = x W^T (+ bias). x [tokens, in], weight [out, in], bias [out].
-Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
+// With `first`, only these columns of y are formed at once; first->form_rest forms the others, and must be
+// called before anybody reads them: work to put between the start and the end of something else.
+struct FirstColumns {
+    int64_t begin = 0, count = 0;
+    std::function<void()> form_rest = {};
+};
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {},
+                FirstColumns* first = nullptr);
 
 // --- split.cpp: column slices of x, widths summing to its width. No copy forward; none backward where the
 // consumers write their gradients through Gradients::buffer().

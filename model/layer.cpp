@@ -28,9 +28,9 @@ std::pair<Variable, Variable> add_and_norm(const ModelConfig& config, const Resi
 }
 
 Variable Layer::into(const Variable& x, const Variable& weight, const Variable& bias,
-                     const TokenLayout& layout) const {
-    return tp ? tensor_parallel::column_linear(x, weight, bias, tp.shares(layout.tokens()))
-              : linear(x, weight, bias);
+                     const TokenLayout& layout, FirstColumns* first) const {
+    return tp ? tensor_parallel::column_linear(x, weight, bias, tp.shares(layout.tokens()), first)
+              : linear(x, weight, bias, first);
 }
 
 Variable Layer::out_of(const Variable& y, const Variable& weight, const Variable& bias,
@@ -57,8 +57,19 @@ Variable Layer::lightning(const ModelConfig& config, const Variable& x, const To
                           LayerState* state) const {
     const int64_t d = heads * config.head_dim();
     const bool multiply_gate = config.gate == Gate::multiply;
-    const auto parts = split(into(x, in, in_bias, layout), multiply_gate ? std::vector<int64_t>{d, d, d, d}
-                                                                         : std::vector<int64_t>{d, d, d});
+    // Keys and values first: with context parallelism their state travels while queries and gate are formed.
+    FirstColumns keys_and_values{d, 2 * d};
+    const auto parts =
+        split(into(x, in, in_bias, layout, layout.chunks ? &keys_and_values : nullptr),
+              multiply_gate ? std::vector<int64_t>{d, d, d, d} : std::vector<int64_t>{d, d, d});
+    Variable u;
+    const auto form_gate = [&] {
+        if (multiply_gate) u = parts[3];
+        if (config.gate != Gate::sigmoid) return;
+        Variable low = linear(x, gate_down, gate_down_bias);
+        if (tp) low = tensor_parallel::enter(low, tp.shares(layout.tokens()));
+        u = linear(low, gate_up, gate_up_bias);
+    };
     LightningOptions options{.heads = heads,
                              .slopes = slopes,
                              .steepest = steepest,
@@ -67,7 +78,10 @@ Variable Layer::lightning(const ModelConfig& config, const Variable& x, const To
                              .theta = theta};
     Variable o;
     if (layout.chunks) {
-        o = context_parallel::lightning_attention(parts[0], parts[1], parts[2], options, layout, cp);
+        o = context_parallel::lightning_attention(parts[0], parts[1], parts[2], options, layout, cp, [&] {
+            keys_and_values.form_rest();
+            form_gate();
+        });
     } else {
         if (state) {
             options.initial_state = state->kv;
@@ -76,16 +90,10 @@ Variable Layer::lightning(const ModelConfig& config, const Variable& x, const To
         const LightningResult attended = lightning_attention(parts[0], parts[1], parts[2], options, layout);
         if (state) state->kv = attended.final_state;
         o = attended.output;
+        form_gate();
     }
 
     const Activation gate = multiply_gate ? Activation::none : Activation::sigmoid;
-    Variable u;
-    if (multiply_gate) u = parts[3];
-    if (config.gate == Gate::sigmoid) {
-        Variable low = linear(x, gate_down, gate_down_bias);
-        if (tp) low = tensor_parallel::enter(low, tp.shares(layout.tokens()));
-        u = linear(low, gate_up, gate_up_bias);
-    }
     if (tp && config.norm == Norm::simplermsnorm)  // the norm rides in the projection's sum
         return tensor_parallel::gated_norm_row_linear(o, u, gate, config.norm_epsilon(), config.hidden_size,
                                                       out, out_bias, tp.shares(layout.tokens()));

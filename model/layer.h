@@ -52,7 +52,7 @@ struct Layer {
 private:
     // The first linear of a block, and the last one.
     Variable into(const Variable& x, const Variable& weight, const Variable& bias,
-                  const ops::TokenLayout& layout) const;
+                  const ops::TokenLayout& layout, ops::FirstColumns* first = nullptr) const;
     Variable out_of(const Variable& y, const Variable& weight, const Variable& bias,
                     const ops::TokenLayout& layout) const;
     Variable attention(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,

@@ -5,15 +5,29 @@
 
 namespace levin::ops {
 
-Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias, FirstColumns* first) {
     const OpScope scope("linear");
     const Tensor xv = x.value(), w = weight.value();
     LEVIN_CHECK(w.rank() == 2 && xv.dim(-1) == w.dim(1) && xv.dtype() == w.dtype(), "linear",
                 "x {} {} and weight {} {} do not fit", to_string(xv.dtype()), to_string(xv.shape()),
                 to_string(w.dtype()), to_string(w.shape()));
     Tensor y = Tensor::empty({xv.rows(), w.dim(0)}, xv.dtype(), xv.device());
-    product(xv, false, w, true, y);
-    if (bias.defined()) add_bias(y, bias.value(), y);
+    const auto form = [xv, w, y, b = bias.defined() ? bias.value() : Tensor{}](int64_t begin, int64_t count) {
+        if (count == 0) return;
+        const Tensor columns = y.narrow(-1, begin, count);
+        product(xv, false, w.narrow(0, begin, count), true, columns);
+        if (b.defined()) add_bias(columns, b.narrow(0, begin, count), columns);
+    };
+    if (first) {
+        form(first->begin, first->count);
+        first->form_rest = [form, begin = first->begin, end = first->begin + first->count, all = w.dim(0)] {
+            const OpScope scope("linear");
+            form(0, begin);
+            form(end, all - end);
+        };
+    } else {
+        form(0, w.dim(0));
+    }
 
     std::vector<Variable> inputs{x, weight};
     const bool has_bias = bias.defined();

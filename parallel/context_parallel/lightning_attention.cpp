@@ -16,11 +16,10 @@ struct Attention {
     kernels::LightningShape shape;  // of all tokens of this rank
     Shape state_shape;              // of one rank: [rows, heads, key_width, value_dim]
     Ranks ranks;
-    std::vector<Tensor> kept = {};  // by segment: what backward would like forward to leave
+    std::vector<Tensor> kept = {};  // by segment: states inside, for backward
 
     const SequenceChunks& chunks() const { return *layout.chunks; }
     DType acc() const { return accumulator_of(q.dtype()); }
-    Tensor new_state() const { return Tensor::empty(state_shape, acc(), q.device()); }
 
     kernels::LightningShape shape_of(const Segment& segment) const {
         kernels::LightningShape s = shape;
@@ -29,46 +28,72 @@ struct Attention {
         s.first_position += segment.begin;
         s.cu_seqlens = segment.cu_seqlens.defined() ? segment.cu_seqlens.data<int32_t>() : nullptr;
         s.documents = segment.cu_seqlens.defined() ? segment.cu_seqlens.count() - 1 : 0;
+        s.states_first = crosses(segment);
         return s;
     }
+    static bool crosses(const Segment& segment) { return segment.enters || segment.leaves; }
     // Rows of a segment: all of them, unless documents are packed into one row.
     Tensor rows_of(const Tensor& x, const Segment& segment) const {
         return segment.length == layout.length ? x : x.narrow(0, segment.begin, segment.length);
     }
-
-    void forward(const Segment& segment, const Tensor& o, const Tensor& initial, const Tensor& final) {
-        const Tensor qs = rows_of(q, segment), ks = rows_of(k, segment), vs = rows_of(v, segment);
-        kernels::LightningForward args{.shape = shape_of(segment),
-                                       .q = qs.data(),
-                                       .q_stride = qs.row_stride(),
-                                       .k = ks.data(),
-                                       .k_stride = ks.row_stride(),
-                                       .v = vs.data(),
-                                       .v_stride = vs.row_stride(),
-                                       .o = rows_of(o, segment).data(),
-                                       .initial_state = initial.defined() ? initial.data() : nullptr,
-                                       .final_state = final.defined() ? final.data() : nullptr};
-        if (gradients_enabled()) {
-            Tensor& states = kept[number_of(segment)];
-            const int64_t count = kernels::lightning_states_to_keep(q.stream(), args);
-            states = count > 0 ? Tensor::empty({count}, DType::f32, q.device()) : Tensor{};
-            if (count > 0) args.kept_states = states.data<float>();
-        }
-        kernels::lightning_forward(q.stream(), args);
+    const Tensor& kept_of(const Segment& segment) const {
+        return kept[static_cast<size_t>(&segment - chunks().segments.data())];
     }
-    size_t number_of(const Segment& segment) const {
-        return static_cast<size_t>(&segment - chunks().segments.data());
+    static float* or_null(const Tensor& floats) { return floats.defined() ? floats.data<float>() : nullptr; }
+
+    kernels::LightningForward forward_of(const Segment& segment, const Tensor& o,
+                                         const Tensor& initial) const {
+        const Tensor qs = rows_of(q, segment), ks = rows_of(k, segment), vs = rows_of(v, segment);
+        return {.shape = shape_of(segment),
+                .q = qs.data(),
+                .q_stride = qs.row_stride(),
+                .k = ks.data(),
+                .k_stride = ks.row_stride(),
+                .v = vs.data(),
+                .v_stride = vs.row_stride(),
+                .o = rows_of(o, segment).data(),
+                .initial_state = initial.defined() ? initial.data() : nullptr,
+                .final_state = nullptr,
+                .kept_states = or_null(kept_of(segment))};
+    }
+    // Memory for what kernels leave each other of every segment.
+    void keep_states(const Tensor& o) {
+        kept.resize(chunks().segments.size());
+        for (size_t i = 0; i < kept.size(); ++i) {
+            const Segment& segment = chunks().segments[i];
+            if (!crosses(segment) && !gradients_enabled()) continue;
+            const int64_t count = kernels::lightning_states_to_keep(q.stream(), forward_of(segment, o, {}));
+            if (count > 0) kept[i] = Tensor::empty({count}, DType::f32, q.device());
+        }
+    }
+    void forward(const Segment& segment, const Tensor& o, const Tensor& initial) const {
+        kernels::lightning_forward(q.stream(), forward_of(segment, o, initial));
+    }
+
+    // What a segment adds to the state, into `total` (undefined: nobody wants it), and the states inside it.
+    void make_state(const Segment& segment, bool mirrored, const Tensor& key_rows, const Tensor& value_rows,
+                    const Tensor& total, const Tensor& inside) const {
+        const Tensor keys = rows_of(key_rows, segment), values = rows_of(value_rows, segment);
+        kernels::lightning_state(q.stream(), {.shape = shape_of(segment),
+                                              .mirrored = mirrored,
+                                              .keys = keys.data(),
+                                              .key_stride = keys.row_stride(),
+                                              .values = values.data(),
+                                              .value_stride = values.row_stride(),
+                                              .state = total.defined() ? total.data() : nullptr,
+                                              .kept_states = or_null(inside)});
     }
 
     struct Outputs {
         Tensor dq, dk, dv, dtheta;
     };
-    void backward(const Segment& segment, const Tensor& d_o, const Tensor& initial, const Tensor& d_final,
-                  const Outputs& out, double beta, const Tensor& d_initial) const {
+    // await(): the gradient of the state that leaves; none where nothing leaves.
+    void backward(const Segment& segment, const Tensor& d_o, const Tensor& initial, const Outputs& out,
+                  double beta, const Tensor& inside, const Tensor& d_final,
+                  const std::function<void()>& await) const {
         const Tensor qs = rows_of(q, segment), ks = rows_of(k, segment), vs = rows_of(v, segment);
         const Tensor dq = rows_of(out.dq, segment), dk = rows_of(out.dk, segment),
                      dv = rows_of(out.dv, segment);
-        const Tensor& states = kept[number_of(segment)];
         kernels::lightning_backward(q.stream(),
                                     {.shape = shape_of(segment),
                                      .q = qs.data(),
@@ -88,31 +113,47 @@ struct Attention {
                                      .dv_stride = dv.row_stride(),
                                      .dtheta = out.dtheta.defined() ? out.dtheta.data() : nullptr,
                                      .beta = beta,
-                                     .d_initial_state = d_initial.defined() ? d_initial.data() : nullptr,
-                                     .kept_states = states.defined() ? states.data<float>() : nullptr});
+                                     .d_initial_state = nullptr,
+                                     .kept_states = or_null(kept_of(segment)),
+                                     .kept_gradients = or_null(inside),
+                                     .await_d_final = await});
+    }
+};
+
+// The states of all ranks on their way to all.
+class Exchange {
+public:
+    explicit Exchange(const Attention& a) : a_(a) {
+        Shape shape = a.state_shape;
+        shape[0] *= a.ranks->size();
+        all_ = Tensor::empty(shape, a.acc(), a.q.device());
+    }
+    // Where this rank's is to be. What nobody looks at may stay as it is.
+    Tensor own() const { return of(a_.ranks->rank()); }
+    void start() { arrival_ = a_.ranks->start_all_gather(own(), all_); }
+    const Pending& arrival() const { return arrival_; }
+    // Waits; distance(r): tokens between this rank's chunk and that of rank r, or -1.
+    template <class Distance>
+    void sum_into(const Tensor& state, const Distance& distance) const {
+        arrival_->wait();
+        std::vector<int64_t> distances(static_cast<size_t>(a_.ranks->size()));
+        for (int r = 0; r < a_.ranks->size(); ++r) distances[static_cast<size_t>(r)] = distance(r);
+        kernels::state_sum(a_.q.stream(), {.parts = a_.ranks->size(),
+                                           .sequences = a_.state_shape[0],
+                                           .heads = a_.shape.heads,
+                                           .elements = a_.state_shape[2] * a_.state_shape[3],
+                                           .acc = a_.acc(),
+                                           .slopes = a_.slopes.data<float>(),
+                                           .distance = distances.data(),
+                                           .states = all_.data(),
+                                           .out = state.data()});
     }
 
-    // Starts to send `part` to everybody and to get everybody's. Sums those `from` .. `to` with the decay of
-    // the tokens between.
-    Pending start_gather(const Tensor& part, Tensor& all) const {
-        Shape shape = state_shape;
-        shape[0] *= ranks->size();
-        all = Tensor::empty(shape, acc(), q.device());
-        return ranks->start_all_gather(part, all);
-    }
-    Tensor sum(const Tensor& all, const std::vector<int64_t>& distance) const {
-        Tensor state = new_state();
-        kernels::state_sum(q.stream(), {.parts = ranks->size(),
-                                        .sequences = state_shape[0],
-                                        .heads = shape.heads,
-                                        .elements = state_shape[2] * state_shape[3],
-                                        .acc = acc(),
-                                        .slopes = slopes.data<float>(),
-                                        .distance = distance.data(),
-                                        .states = all.data(),
-                                        .out = state.data()});
-        return state;
-    }
+private:
+    Tensor of(int64_t rank) const { return all_.narrow(0, rank * a_.state_shape[0], a_.state_shape[0]); }
+    const Attention& a_;
+    Tensor all_;
+    Pending arrival_;
 };
 
 // Exchanges that this rank does not wait for; what they hold stays alive.
@@ -132,7 +173,7 @@ void finish_exchanges() {
 
 Variable lightning_attention(const Variable& q, const Variable& k, const Variable& v,
                              const ops::LightningOptions& options, const ops::TokenLayout& layout,
-                             const Ranks& ranks) {
+                             const Ranks& ranks, const std::function<void()>& meanwhile) {
     LEVIN_CHECK(layout.chunks && layout.chunks->ranks() == ranks->size() &&
                     layout.chunks->rank == ranks->rank() && !options.initial_state.defined() &&
                     !options.want_final_state && q.value().rows() == layout.tokens(),
@@ -161,26 +202,26 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
                .steepest = options.steepest};
     a.state_shape = {layout.batch, a.shape.heads, a.shape.key_width(), a.shape.value_dim};
 
-    // First what the others wait for: the state that leaves this chunk, and the segments that need nothing.
+    // First what the others wait for: the state that leaves this chunk.
     const SequenceChunks& chunks = a.chunks();
-    a.kept.resize(chunks.segments.size());
+    const Segment &front = chunks.segments.front(), &back = chunks.segments.back();
     Tensor o = Tensor::empty({layout.tokens(), a.v.dim(-1)}, a.v.dtype(), a.v.device());
-    Tensor own = a.new_state(), all;
-    if (!chunks.segments.back().leaves) own.fill(0);  // nobody looks at it
-    if (chunks.segments.back().leaves) a.forward(chunks.segments.back(), o, {}, own);
-    const Pending gather = a.start_gather(own, all);
+    a.keep_states(o);
+    Exchange states(a);
+    if (back.leaves) a.make_state(back, false, a.k, a.v, states.own(), a.kept_of(back));
+    states.start();
+    if (front.enters && !front.leaves) a.make_state(front, false, a.k, a.v, {}, a.kept_of(front));
+    if (meanwhile) meanwhile();
     for (const Segment& segment : chunks.segments)
-        if (!segment.enters && !segment.leaves) a.forward(segment, o, {}, {});
+        if (!segment.enters) a.forward(segment, o, {});
     Tensor initial;
-    if (!chunks.segments.front().enters) {
-        leave(gather);
+    if (front.enters) {
+        initial = Tensor::empty(a.state_shape, a.acc(), a.q.device());
+        states.sum_into(initial,
+                        [&](int64_t r) { return r < chunks.rank ? chunks.distance(r, chunks.rank) : -1; });
+        a.forward(front, o, initial);
     } else {
-        gather->wait();
-        std::vector<int64_t> distance(static_cast<size_t>(chunks.ranks()), -1);
-        for (int64_t r = 0; r < chunks.rank; ++r)
-            distance[static_cast<size_t>(r)] = chunks.distance(r, chunks.rank);
-        initial = a.sum(all, distance);
-        a.forward(chunks.segments.front(), o, initial, {});
+        leave(states.arrival());
     }
 
     std::vector<Variable> inputs{q, k, v};
@@ -188,36 +229,46 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
     return record(
         "context_parallel_lightning", inputs, o, [a, initial](const Tensor& gradient, Gradients& inputs) {
             const SequenceChunks& chunks = a.chunks();
+            const Segment &front = chunks.segments.front(), &back = chunks.segments.back();
             const Tensor d_o = gradient.contiguous();
             Attention::Outputs out{inputs.buffer(0), inputs.buffer(1), inputs.buffer(2), {}};
             if (a.theta.defined())
                 out.dtheta = Tensor::empty(a.theta.shape(), a.theta.dtype(), a.theta.device());
             // The mirror image: first the gradient of the state that entered, as far as this chunk's outputs
             // go.
-            const Segment &front = chunks.segments.front(), &back = chunks.segments.back();
-            double beta = 0;
-            Tensor own = a.new_state(), all;
+            Exchange states(a);
+            const auto room_inside = [&](const Segment& segment) {
+                const Tensor& kept = a.kept_of(segment);
+                return kept.defined() ? Tensor::empty(kept.shape(), kept.dtype(), kept.device()) : Tensor{};
+            };
+            Tensor front_inside, back_inside;
             if (front.enters) {
-                a.backward(front, d_o, initial, {}, out, beta, own);
-                if (!front.leaves)
-                    beta = 1;  // else it comes again, with the gradient of the state that leaves
-            } else {
-                own.fill(0);
+                front_inside = room_inside(front);
+                a.make_state(front, true, a.q, d_o, states.own(), front_inside);
             }
-            const Pending gather = a.start_gather(own, all);
+            states.start();
+            if (back.leaves && back.enters) {
+                back_inside = front_inside;  // the same segment
+            } else if (back.leaves) {
+                back_inside = room_inside(back);
+                a.make_state(back, true, a.q, d_o, {}, back_inside);
+            }
+            double beta = 0;
             for (const Segment& segment : chunks.segments) {
-                if (segment.enters || segment.leaves) continue;
-                a.backward(segment, d_o, {}, {}, out, beta, {});
+                if (segment.leaves) continue;
+                a.backward(segment, d_o, segment.enters ? initial : Tensor{}, out, beta,
+                           segment.enters ? front_inside : Tensor{}, {}, {});
                 beta = 1;
             }
-            if (!back.leaves) {
-                leave(gather);
+            if (back.leaves) {
+                const Tensor d_final = Tensor::empty(a.state_shape, a.acc(), a.q.device());
+                a.backward(back, d_o, back.enters ? initial : Tensor{}, out, beta, back_inside, d_final, [&] {
+                    states.sum_into(d_final, [&](int64_t r) {
+                        return r > chunks.rank ? chunks.distance(chunks.rank, r) : -1;
+                    });
+                });
             } else {
-                gather->wait();
-                std::vector<int64_t> distance(static_cast<size_t>(chunks.ranks()), -1);
-                for (int64_t r = chunks.rank + 1; r < chunks.ranks(); ++r)
-                    distance[static_cast<size_t>(r)] = chunks.distance(chunks.rank, r);
-                a.backward(back, d_o, back.enters ? initial : Tensor{}, a.sum(all, distance), out, beta, {});
+                leave(states.arrival());
             }
             inputs.add(0, out.dq);
             inputs.add(1, out.dk);

@@ -24,16 +24,34 @@ std::vector<Variable> inputs_of(const Variable& x, const Variable& weight, const
 }  // namespace
 
 Variable column_linear(const Variable& x, const Variable& weight, const Variable& bias,
-                       const TokenShares& shares) {
+                       const TokenShares& shares, ops::FirstColumns* first) {
     const Tensor xv = x.value().contiguous(), w = weight.value();
     check("column_linear", xv, w);
     Tensor y = Tensor::empty({shares.tokens(), w.dim(0)}, xv.dtype(), xv.device());
     InFlight whole = shares.start_gather({xv});
-    whole.each([&](int64_t first, int64_t rows) {
-        product(whole[0].narrow(0, first, rows), false, w, true, y.narrow(0, first, rows));
-    });
+    const auto form = [w, y](const Tensor& x_rows, int64_t row, int64_t begin, int64_t count) {
+        if (count > 0)
+            product(x_rows, false, w.narrow(0, begin, count), true,
+                    y.narrow(0, row, x_rows.rows()).narrow(-1, begin, count));
+    };
+    const int64_t begin = first ? first->begin : 0, end = begin + (first ? first->count : w.dim(0));
+    whole.each(
+        [&](int64_t row, int64_t rows) { form(whole[0].narrow(0, row, rows), row, begin, end - begin); });
     const bool has_bias = bias.defined();
-    if (has_bias) add_bias(y, bias.value(), y);
+    const auto add = [y, b = has_bias ? bias.value() : Tensor{}](int64_t from, int64_t count) {
+        if (!b.defined() || count == 0) return;
+        const Tensor columns = y.narrow(-1, from, count);
+        add_bias(columns, b.narrow(0, from, count), columns);
+    };
+    add(begin, end - begin);
+    if (first)
+        first->form_rest = [=, all = whole[0].narrow(0, 0, shares.tokens()), width = w.dim(0)] {
+            const OpScope scope("column_linear");
+            for (const auto& [from, to] : {std::pair{int64_t{0}, begin}, std::pair{end, width}}) {
+                form(all, 0, from, to - from);
+                add(from, to - from);
+            }
+        };
     // x is kept, also with selective recomputation: formed again it would come after the sum of dx, and the
     // weight gradient could not hide it.
     return record("column_linear", inputs_of(x, weight, bias), y,

@@ -22,9 +22,9 @@ namespace levin::tensor_parallel {
 
 // linear.cpp
 // y = x W^T + bias with this rank's rows of W and bias: of all tokens its columns of y. Backward sums dx over
-// ranks, while the weight gradient is formed.
+// ranks, while the weight gradient is formed. `first` as in ops::linear.
 Variable column_linear(const Variable& x, const Variable& weight, const Variable& bias,
-                       const TokenShares& shares);
+                       const TokenShares& shares, ops::FirstColumns* first = nullptr);
 // y = sum over ranks of x W^T, + bias: x are this rank's columns, W [out, own columns], bias whole.
 Variable row_linear(const Variable& x, const Variable& weight, const Variable& bias,
                     const TokenShares& shares);

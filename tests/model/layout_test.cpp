@@ -231,6 +231,33 @@ TEST(Layouts, TheCrossRankNormCostsNoCollective) {
     check();
 }
 
+// Context parallelism: one gather of states a layer forward, one backward, of heads * width^2 numbers a rank.
+TEST(Layouts, ContextParallelismGathersOnceALayerAndDirection) {
+    const auto ranks = first_ranks(2);
+    if (!ranks) return;
+    ModelConfig config = test::small(4);
+    const Data data = make_data(1, 16, 37, {});
+    for (const Gate gate : {Gate::multiply, Gate::sigmoid, Gate::none})
+        for (const int64_t layers : {2, 3}) {
+            config.gate = gate;
+            config.num_layers = layers;
+            const auto counting = std::make_shared<test::CountingCommunicator>(ranks);
+            const auto mesh = std::make_shared<Mesh>(counting, Layout{.cp = 2});
+            LanguageModel model(config, DType::f32, {}, mesh);
+            model.initialize(1);
+            test::CountingCommunicator& cp = dynamic_cast<test::CountingCommunicator&>(*mesh->cp());
+            const ops::TokenLayout chunk = chunk_layout(data.batch, data.length, data.borders,
+                                                        static_cast<int>(mesh->place().cp), 2, {});
+            const int before = cp.launches();
+            const auto loss = model.loss(tensor(chunk_of(data.ids, chunk)),
+                                         tensor(chunk_of(data.targets, chunk)), chunk, {});
+            EXPECT_EQ(cp.launches() - before, layers);
+            backward(loss.loss);
+            EXPECT_EQ(cp.launches() - before, 2 * layers);
+            context_parallel::finish_exchanges();
+        }
+}
+
 TEST(Layouts, WhatCannotBeDividedIsRefusedWithTheNearest) {
     const auto refusal = [](const ModelConfig& config, const Layout& layout, int64_t virtual_stages) {
         try {
