@@ -33,11 +33,14 @@ public:
 };
 using Pending = std::shared_ptr<Work>;
 
+// Whether large CUDA tensors go over the copy engines (copy_engine/exchange.h) where GPUs of one host reach
+// each other's memory, so that what computes meanwhile keeps its multiprocessors: what other work hides, or
+// what is waited for soon.
+enum class CopyEngines { none, overlapped, awaited };
+
 // How the ranks of a split talk to each other.
 struct GroupOptions {
-    // NCCL: at most so many of a GPU's multiprocessors work for this group, the others are left to what
-    // computes beside it. 0: NCCL's choice.
-    int max_ctas = 0;
+    CopyEngines copy_engines = CopyEngines::none;
     // MPI: ranks that give the same number are on one host. Where several hosts have several ranks each, as
     // many on every one, large tensors cross the network once a host, and sums are formed in host order: over
     // the ranks of each host, then over the hosts. NCCL finds the hosts itself.

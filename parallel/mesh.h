@@ -32,9 +32,9 @@ int64_t index_of(const Layout& layout, const Coordinates& place);
 
 // How replicas() talk: they move most, and the computation hides it.
 struct MeshOptions {
-    int max_ctas = 0;  // GroupOptions
-    bool hierarchical =
-        true;  // inside each host and then between hosts, where these have equal numbers of ranks
+    bool copy_engines = true;  // those of tp() too
+    // Inside each host and then between hosts, where these have equal numbers of ranks.
+    bool hierarchical = true;
 };
 
 // The communicators of one rank's axes. Each group is ordered along its axis, so that a rank of it equals the

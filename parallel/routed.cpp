@@ -23,6 +23,8 @@ double RoutedCommunicator::seconds_alone(NcclCall call, const Tensor& whole, con
     return gpu_->ranks->seconds_alone(static_cast<int>(call), whole, part, calls);
 }
 
+bool RoutedCommunicator::copy_engines() const { return gpu_ && gpu_->ranks->copy_engines(); }
+
 Communicator& RoutedCommunicator::carrier(const Tensor& tensor) {
     if (tensor.device().is_cpu()) return *host_;
     connect(tensor.device());

@@ -58,6 +58,8 @@ World::World() {
     LEVIN_CHECK(!living, "world", "a second World in one process");
     if (mpi::started_by_mpirun()) {
         mpi::initialize();
+        // Streams that share a hardware queue wait for each other; a rank has a few for every group it is in.
+        setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
         uses_mpi_ = true;
         communication_timeout();  // refuse a wrong value now
         all_ = mpi::make_world_communicator();

@@ -93,7 +93,7 @@ struct ParallelConfig {
     int64_t zero = 0;
     int64_t bucket_mib = 64;  // gradients reduced together
     GradientType gradient_dtype = GradientType::f32;
-    int64_t nccl_max_ctas = 0;      // 0: NCCL's choice
+    bool copy_engines = true;
     bool sequence_scatter = false;  // tokens between blocks, over tp
     int64_t overlap_chunks = 1;     // of a tensor-parallel collective
     bool hierarchical = true;

@@ -68,10 +68,9 @@ public:
           device_(world.device(config.trainer.device)),
           data_(std::make_shared<Dataset>(dataset_specs(config.data.train))),
           loader_(data_, loader_options(config, true)),
-          mesh_(
-              std::make_shared<Mesh>(world.communicator(), layout_of(config, world.size()),
-                                     MeshOptions{.max_ctas = static_cast<int>(config.parallel.nccl_max_ctas),
-                                                 .hierarchical = config.parallel.hierarchical})),
+          mesh_(std::make_shared<Mesh>(world.communicator(), layout_of(config, world.size()),
+                                       MeshOptions{.copy_engines = config.parallel.copy_engines,
+                                                   .hierarchical = config.parallel.hierarchical})),
           model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages,
                  {.sequence_scatter = config.parallel.sequence_scatter,
                   .overlap_chunks = config.parallel.overlap_chunks}),

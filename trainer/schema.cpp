@@ -282,10 +282,11 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "rounding of "
         "what each rank adds and of the sum; micro-batches are still added up in f32, the optimizer reads "
         "f32.");
-    KEY(parallel, nccl_max_ctas, integer, {0, 64},
-        "Multiprocessors of a GPU that NCCL may take for the gradients and parameters of data-parallel "
-        "ranks, "
-        "which travel while the others compute. 0: NCCL's choice.");
+    KEY(parallel, copy_engines, boolean,
+        "Between GPUs of one host, large gradients, parameters and tensor-parallel products travel over the "
+        "copy engines, which leaves the multiprocessors to the computation. `false`: NCCL carries "
+        "everything, "
+        "as it does between hosts.");
     KEY(parallel, sequence_scatter, boolean,
         "Between blocks each tensor-parallel rank keeps its share of the tokens, all-gather and "
         "reduce-scatter in place of all-reduce: less memory, norms and residual additions divided. Needs "

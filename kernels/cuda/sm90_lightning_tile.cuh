@@ -15,7 +15,7 @@ struct Output {
 
 // silu' of a pair
 __device__ inline uint32_t derivative_of(uint32_t raw) {
-    return pack(silu_derivative(low_half(raw)), silu_derivative(high_half(raw)));
+    return pack_f16(silu_derivative(low_half(raw)), silu_derivative(high_half(raw)));
 }
 
 // A thread of N warpgroups that work on a tile in place: its part is unit t % 16 of rows t / 16 + 8 N i. All
@@ -51,11 +51,11 @@ struct Activator {
     __device__ static void activate(uint32_t tile) {
         Units(tile).write(tile, [](uint32_t raw, int) { return silu(raw); });
     }
-    // silu' of the raw values in `tile`.
+    // silu' of the raw values in `tile`, as f16.
     __device__ static void differentiate(uint32_t tile) {
         Units(tile).write(tile, [](uint32_t raw, int) { return derivative_of(raw); });
     }
-    // Both from one evaluation.
+    // Both from one evaluation; the derivatives as f16.
     __device__ static void activate_and_differentiate(uint32_t tile, uint32_t derivatives) {
         const Units units(tile);
 #pragma unroll
@@ -67,7 +67,7 @@ struct Activator {
                 const float x = low_half(raw[j]), y = high_half(raw[j]);
                 const float s = fast_sigmoid(x), t = fast_sigmoid(y), a = x * s, b = y * t;
                 value[j] = pack(a, b);
-                derivative[j] = pack(s + a * (1.0f - s), t + b * (1.0f - t));
+                derivative[j] = pack_f16(s + a * (1.0f - s), t + b * (1.0f - t));
             }
             store_shared_unit(address(derivatives, i),
                               {derivative[0], derivative[1], derivative[2], derivative[3]});
@@ -234,7 +234,10 @@ __device__ inline void write_rows(float (&out)[N], uint32_t through, bool deriva
             uint32_t d[4];
             load_fragments(d, at);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) v[2 * i] *= low_half(d[i]), v[2 * i + 1] *= high_half(d[i]);
+            for (int i = 0; i < 4; ++i) {
+                const float2 derivative = unpack_f16(d[i]);
+                v[2 * i] *= derivative.x, v[2 * i + 1] *= derivative.y;
+            }
         }
         store_fragments(at, pack(v[0], v[1]), pack(v[2], v[3]), pack(v[4], v[5]), pack(v[6], v[7]));
     }

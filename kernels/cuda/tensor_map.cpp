@@ -1,30 +1,16 @@
 #include "kernels/cuda/tensor_map.h"
 
-#include <cuda_runtime_api.h>
-
 #include "kernels/base/error.h"
-#include "kernels/cuda/check.h"
+#include "kernels/cuda/driver.h"
 
 namespace levin::kernels::cuda {
 
 namespace {
 
-using Encode = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, asked for at run time, so that the program links and starts without a driver.
-Encode encoder() {
-    static const Encode encode = [] {
-        void* function = nullptr;
-        cudaDriverEntryPointQueryResult found{};
-        LEVIN_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                          cudaEnableDefault, &found));
-        LEVIN_CHECK(
-            found == cudaDriverEntryPointSuccess && function, "cuda",
-            "the driver has no cuTensorMapEncodeTiled (status {}); a Hopper GPU needs a driver for CUDA 12 "
-            "or newer",
-            static_cast<int>(found));
-        return reinterpret_cast<Encode>(function);
-    }();
+// Tensor maps are made by the driver.
+auto encoder() {
+    using Encode = decltype(&cuTensorMapEncodeTiled);
+    static const auto encode = reinterpret_cast<Encode>(driver_function("cuTensorMapEncodeTiled"));
     return encode;
 }
 

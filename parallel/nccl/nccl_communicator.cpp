@@ -5,13 +5,16 @@
 #include <chrono>
 #include <cstring>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <optional>
+#include <utility>
 
 #include "kernels/cuda/check.h"
 #include "kernels/device_memory.h"
 #include "parallel/agreement.h"
 #include "parallel/communication_meter.h"
+#include "parallel/copy_engine/exchange.h"
 #include "parallel/mpi/check.h"
 #include "parallel/nccl/library.h"
 #include "parallel/routed.h"
@@ -123,12 +126,17 @@ struct Link {
 
 class NcclWork : public Work {
 public:
-    NcclWork(std::shared_ptr<Link> link, std::shared_ptr<Event> done, std::vector<Tensor> tensors)
-        : link_(std::move(link)), done_(std::move(done)), tensors_(std::move(tensors)) {}
+    // `settle` queues what is left of the operation on the stream that needs its result; empty: nothing is.
+    NcclWork(std::shared_ptr<Link> link, std::shared_ptr<Event> done, std::vector<Tensor> tensors,
+             std::function<void(cudaStream_t)> settle = {})
+        : link_(std::move(link)),
+          done_(std::move(done)),
+          tensors_(std::move(tensors)),
+          settle_(std::move(settle)) {}
 
     // The memory goes back to the tensor's stream: that stream must not use it before the end.
     ~NcclWork() override {
-        if (tensors_.empty() || !done_->recorded()) return;
+        if (tensors_.empty() || !(done_->recorded() || settle_)) return;
         try {
             hold_back(tensors_[0].stream());
         } catch (const Error&) {  // the next call fails too, and may throw
@@ -137,12 +145,14 @@ public:
 
     bool test() override {
         link_->check();
+        if (settle_) hold_back(tensors_[0].stream());
         return done_->recorded() && done_->ended();
     }
 
     void wait() override {
         if (tensors_.empty()) return;
-        LEVIN_CHECK(done_->recorded(), link_->name, "wait() inside the group that the operation belongs to");
+        LEVIN_CHECK(done_->recorded() || settle_, link_->name,
+                    "wait() inside the group that the operation belongs to");
         link_->check();
         hold_back(tensors_[0].stream());
         tensors_.clear();
@@ -161,17 +171,23 @@ private:
                 return CommunicationTime{.busy_ms = 0, .exposed_ms = *ms};
             });
         }
-        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(handle, done_->get()));
+        if (settle_) {
+            std::exchange(settle_, {})(handle);
+            done_->record(handle);
+        } else {
+            LEVIN_CUDA_CHECK(cudaStreamWaitEvent(handle, done_->get()));
+        }
     }
 
     std::shared_ptr<Link> link_;
     std::shared_ptr<Event> done_;
     std::vector<Tensor> tensors_;
+    std::function<void(cudaStream_t)> settle_;
 };
 
 class NcclCommunicator : public GpuCommunicator {
 public:
-    NcclCommunicator(ncclComm_t comm, int device, Communicator& ranks)
+    NcclCommunicator(ncclComm_t comm, int device, Communicator& ranks, const GroupOptions& options)
         : GpuCommunicator(ranks.rank(), ranks.size(), ranks.name()),
           link_(std::make_shared<Link>()),
           errors_at_creation_(std::uncaught_exceptions()) {
@@ -190,28 +206,36 @@ public:
         // A collective that becomes ready goes before kernels that are waiting: peers depend on it.
         LEVIN_CUDA_CHECK(cudaStreamCreateWithPriority(&link_->stream, cudaStreamNonBlocking, greatest));
         LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+        exchange_ = copy_engine::Exchange::make(ranks, device, options.copy_engines);
     }
 
     ~NcclCommunicator() override {
         // Ending may wait for the other ranks: not on the way out of a failure, which they do not share.
-        if (link_->stopped || std::uncaught_exceptions() > errors_at_creation_) return;
+        if (link_->stopped || std::uncaught_exceptions() > errors_at_creation_) {
+            if (exchange_) exchange_->abandon();
+            return;
+        }
         cudaSetDevice(link_->device);
         cudaStreamSynchronize(link_->stream);
+        exchange_.reset();
         library().ncclCommDestroy(link_->comm);
         cudaEventDestroy(ready_);
         cudaStreamDestroy(link_->stream);
     }
 
+    bool copy_engines() const override { return exchange_ != nullptr; }
+
     void open_group() override {
         LEVIN_NCCL(ncclGroupStart);
         group_ = new_end();
+        group_began_ = false;
     }
     void close_group() override {
         const std::shared_ptr<Event> done = std::move(group_);
         group_.reset();
         LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
-        note_start(done);
         LEVIN_NCCL(ncclGroupEnd);
+        join_copy_engines();
         done->record(link_->stream);
     }
 
@@ -220,11 +244,9 @@ public:
         link_->check();
         ncclComm_t comm = nullptr;
         LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
-        ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
-        if (options.max_ctas > 0) config.maxCTAs = options.max_ctas;
-        LEVIN_NCCL(ncclCommSplit, link_->comm, part ? color : NCCL_SPLIT_NOCOLOR, key, &comm, &config);
+        LEVIN_NCCL(ncclCommSplit, link_->comm, part ? color : NCCL_SPLIT_NOCOLOR, key, &comm, nullptr);
         if (!part) return nullptr;
-        return std::make_shared<NcclCommunicator>(comm, link_->device, *part);
+        return std::make_shared<NcclCommunicator>(comm, link_->device, *part, options);
     }
 
     double seconds_alone(int call, const Tensor& whole, const Tensor& part, int64_t calls) override {
@@ -264,19 +286,23 @@ protected:
         fail(Fault::internal, name(), "split into {}: the host's communicator goes first", part);
     }
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
+        if (by_copy_engines(tensor, &op) && exchange_->can_swap(tensor.bytes())) return swap(tensor);
         return launch(op == ReduceOp::sum ? "all_reduce" : "all_reduce (max)", {tensor}, [&] {
+            if (by_copy_engines(tensor, &op)) return exchange_->all_reduce(tensor, ready_);
             LEVIN_NCCL(ncclAllReduce, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
                        op_of(op), link_->comm, link_->stream);
         });
     }
     Pending do_all_gather(const Tensor& part, const Tensor& whole) override {
         return launch("all_gather", {whole, part}, [&] {
+            if (by_copy_engines(whole)) return exchange_->all_gather(part, whole, ready_);
             LEVIN_NCCL(ncclAllGather, part.data(), whole.data(), count_of(part), type_of(part.dtype()),
                        link_->comm, link_->stream);
         });
     }
     Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp op) override {
         return launch(op == ReduceOp::sum ? "reduce_scatter" : "reduce_scatter (max)", {whole, part}, [&] {
+            if (by_copy_engines(whole, &op)) return exchange_->reduce_scatter(whole, part, ready_);
             LEVIN_NCCL(ncclReduceScatter, whole.data(), part.data(), count_of(part), type_of(part.dtype()),
                        op_of(op), link_->comm, link_->stream);
         });
@@ -304,8 +330,26 @@ protected:
     }
 
 private:
-    template <class Body>
-    Pending launch(const std::string& call, std::vector<Tensor> tensors, const Body& body) {
+    // All ranks decide alike: by size, type and operation. `op` null: nothing is summed.
+    bool by_copy_engines(const Tensor& tensor, const ReduceOp* op = nullptr) const {
+        if (!exchange_ || !copy_engine::Exchange::worth_it(tensor.bytes())) return false;
+        return !op || (*op == ReduceOp::sum && copy_engine::Exchange::can_sum(tensor.dtype()));
+    }
+
+    // An all_reduce of two ranks whose sum is formed when it is waited for.
+    Pending swap(const Tensor& tensor) {
+        const std::shared_ptr<Event> done = new_end();
+        announce("all_reduce", {tensor}, done);
+        note_start(done);
+        const uint64_t number = exchange_->swap(tensor, ready_);
+        return std::make_shared<NcclWork>(
+            link_, done, std::vector<Tensor>{tensor},
+            [exchange = exchange_, number](cudaStream_t user) { exchange->settle(number, user); });
+    }
+
+    // Checks a call, tells the watchdog, and lets what follows begin when the tensors are ready.
+    void announce(const std::string& call, const std::vector<Tensor>& tensors,
+                  const std::shared_ptr<Event>& done) {
         for (const Tensor& tensor : tensors)
             LEVIN_CHECK(tensor.device() == (Device{DeviceType::cuda, link_->device}), name(),
                         "this rank communicates from cuda:{}, the tensor is on {}", link_->device,
@@ -313,15 +357,29 @@ private:
         link_->check();
         LEVIN_CUDA_CHECK(cudaEventRecord(ready_, kernels::cuda::use(tensors[0].stream())));
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(link_->stream, ready_));
-        const std::shared_ptr<Event> done = group_ ? group_ : new_end();
         const bool message = call.starts_with("message");
         begin_operation(message ? link_->group + " messages" : link_->group, message ? -1 : calls_++,
                         fmt::format("{} of {} {}", call, tensors[0].count(), to_string(tensors[0].dtype())),
                         [done] { return done->recorded() && done->ended(); });
-        if (!group_) note_start(done);
+    }
+
+    template <class Body>
+    Pending launch(const std::string& call, std::vector<Tensor> tensors, const Body& body) {
+        const std::shared_ptr<Event> done = group_ ? group_ : new_end();
+        announce(call, tensors, done);
+        if (!group_ || !group_began_) note_start(done);
+        group_began_ = true;
         body();
-        if (!group_) done->record(link_->stream);
+        if (!group_) {
+            join_copy_engines();
+            done->record(link_->stream);
+        }
         return std::make_shared<NcclWork>(link_, done, std::move(tensors));
+    }
+
+    // Last in a group, so that what NCCL carries need not wait for it.
+    void join_copy_engines() {
+        if (exchange_) exchange_->join(link_->stream);
     }
 
     std::shared_ptr<Event> new_end() const {
@@ -342,8 +400,10 @@ private:
     }
 
     std::shared_ptr<Link> link_;
+    std::shared_ptr<copy_engine::Exchange> exchange_;  // null: NCCL carries everything
     cudaEvent_t ready_ = nullptr;
-    std::shared_ptr<Event> group_;  // of the open group
+    std::shared_ptr<Event> group_;  // end of the open group
+    bool group_began_ = false;
     int64_t calls_ = 0;
     int errors_at_creation_;
 };
@@ -376,7 +436,7 @@ std::shared_ptr<GpuCommunicator> make_communicator(Communicator& ranks, const De
     LEVIN_CUDA_CHECK(cudaSetDevice(device.index));
     ncclComm_t comm = nullptr;
     LEVIN_NCCL(ncclCommInitRank, &comm, ranks.size(), id, ranks.rank());
-    return std::make_shared<NcclCommunicator>(comm, device.index, ranks);
+    return std::make_shared<NcclCommunicator>(comm, device.index, ranks, GroupOptions{});
 }
 
 }  // namespace levin::nccl

@@ -9,11 +9,15 @@ namespace levin::nccl {
 // Operations run on a stream of their own: each waits, on the GPU, for what was queued on the tensor's stream
 // before the call; Work::wait() makes the tensor's stream wait for the operation. The host never waits.
 //
-// Sums are exact reductions of the ranks' values in an order that NCCL chooses: with two ranks the same bits
-// as over MPI, with more the same up to rounding, and the same bits on every run of the same calls. max
-// ignores a NaN unless all ranks have one there.
+// Where GroupOptions ask for them and the GPUs can, copy engines carry large tensors
+// (copy_engine/exchange.h).
+//
+// Sums over NCCL are exact reductions of the ranks' values in an order that NCCL chooses: with two ranks the
+// same bits as over MPI, with more the same up to rounding, and the same bits on every run of the same calls.
+// max ignores a NaN unless all ranks have one there.
 class GpuCommunicator : public Communicator {
 public:
+    virtual bool copy_engines() const = 0;
     // Bracket the calls of a group: they go out as one launch.
     virtual void open_group() = 0;
     virtual void close_group() = 0;

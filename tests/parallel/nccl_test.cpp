@@ -10,6 +10,7 @@
 #include "parallel/communication_meter.h"
 #include "parallel/data_parallel.h"
 #include "parallel/nccl/nccl_communicator.h"
+#include "parallel/routed.h"
 #include "parallel/world.h"
 
 namespace levin {
@@ -164,13 +165,75 @@ TEST_F(Nccl, SplitCarriesTheGpusAlong) {
     EXPECT_EQ(world.split(-1, 0, "nobody"), nullptr);
 }
 
-TEST_F(Nccl, FewMultiprocessorsGiveTheSameSums) {
-    const auto few = world.split(0, rank, "few", {.max_ctas = 2});
-    for (const int64_t count : {1000, 3000000}) {
-        const Tensor expected = contribution(rank, DType::f32, count), tensor = expected.to(gpu);
-        world.all_reduce(expected);
-        few->all_reduce(tensor);
-        EXPECT_TRUE(same_bits(tensor, expected)) << count;
+// Large tensors over the copy engines are summed in rank order, like those of the host: the same bits with
+// any number of ranks. Ragged shares, places within the whole, sizes that take one chunk and many.
+TEST_F(Nccl, CopyEnginesGiveTheSumsOfTheHost) {
+    for (const CopyEngines use : {CopyEngines::overlapped, CopyEngines::awaited}) {
+        const auto copied = world.split(0, rank, "copied", {.copy_engines = use});
+        const auto* routed = dynamic_cast<const RoutedCommunicator*>(copied.get());
+        ASSERT_NE(routed, nullptr);
+        ASSERT_TRUE(routed->copy_engines()) << "GPUs of one host that cannot reach each other's memory";
+        for (const auto& [dtype, count] : {std::pair{DType::f32, 4194304},
+                                           {DType::f32, 4194305},
+                                           {DType::f32, 67654321},
+                                           {DType::bf16, 12345678},
+                                           {DType::f64, 12345678}}) {
+            const Tensor expected = contribution(rank, dtype, count), tensor = expected.to(gpu);
+            world.all_reduce(expected);
+            copied->all_reduce(tensor);
+            ASSERT_TRUE(same_bits(tensor, expected)) << "all_reduce of " << label(dtype, count);
+
+            const int64_t share = count / size;
+            const Tensor place = contribution(rank, dtype, share * size), whole = place.to(gpu);
+            world.all_reduce(place);
+            const Tensor part = Tensor::full({share}, 77, dtype, gpu),
+                         mine = place.narrow(0, rank * share, share);
+            copied->reduce_scatter(whole, part);
+            ASSERT_TRUE(same_bits(part, mine)) << "reduce_scatter of " << label(dtype, count);
+            copied->reduce_scatter(whole, whole.narrow(0, rank * share, share));
+            ASSERT_TRUE(same_bits(whole.narrow(0, rank * share, share), mine)) << label(dtype, count);
+
+            const Tensor gathered = Tensor::full({share * size}, 77, dtype, gpu);
+            copied->all_gather(part, gathered);
+            ASSERT_TRUE(same_bits(gathered, place)) << "all_gather of " << label(dtype, count);
+            copied->all_gather(whole.narrow(0, rank * share, share), whole);
+            ASSERT_TRUE(same_bits(whole, place)) << label(dtype, count);
+        }
+    }
+}
+
+// Many at once, on two communicators, in groups with small ones that NCCL carries, beside computation; nobody
+// waits for the host until the end.
+TEST_F(Nccl, CopyEnginesInFlightTogether) {
+    const auto one = world.split(0, rank, "one", {.copy_engines = CopyEngines::awaited});
+    const auto two = world.split(0, rank, "two", {.copy_engines = CopyEngines::overlapped});
+    std::vector<Tensor> sums, gathered, small;
+    std::vector<Pending> works;
+    for (int i = 0; i < 40; ++i) {
+        sums.push_back(Tensor::full({2000003 + 1000 * i}, i + rank, DType::f32, gpu));
+        works.push_back(one->start_all_reduce(sums.back()));
+        gathered.push_back(Tensor::full({size * (1 << 20)}, -1, DType::f32, gpu));
+        const Tensor part = Tensor::full({1 << 20}, 100 * i + rank, DType::f32, gpu);
+        works.push_back(two->start_all_gather(part, gathered.back()));
+        small.push_back(Tensor::full({1000}, i + rank, DType::f32, gpu));
+        const Tensor large = Tensor::full({2 << 20}, i + rank, DType::f32, gpu);
+        two->group([&] {
+            two->all_reduce(small.back());
+            two->all_reduce(large);
+        });
+        small.push_back(large.narrow(0, (2 << 20) - 1000, 1000));
+    }
+    for (const Pending& work : works) work->wait();
+    for (int i = 0; i < 40; ++i) {
+        const double sum = size * i + size * (size - 1) / 2.0;
+        const Tensor host = sums[size_t(i)].to(Device{});
+        for (int64_t at = 0; at < host.count(); ++at)
+            ASSERT_EQ(host.data<float>()[at], sum) << i << " " << at;
+        for (int r = 0; r < size; ++r)
+            for (const int64_t at : {int64_t{0}, (int64_t{1} << 20) - 1})
+                ASSERT_EQ(gathered[size_t(i)].narrow(0, r * (1 << 20) + at, 1).item(), 100 * i + r);
+        for (const size_t at : {size_t(2 * i), size_t(2 * i + 1)})
+            for (const int64_t element : {0, 999}) ASSERT_EQ(small[at].narrow(0, element, 1).item(), sum);
     }
 }
 

@@ -126,8 +126,11 @@ void run(const Options& options) {
     std::vector<int> sizes;
     for (const std::shared_ptr<Communicator>& group :
          {mesh.all(), mesh.tp(), mesh.cp(), mesh.dp(), mesh.pp(), mesh.replicas()}) {
-        // Groups of all ranks are the job itself; the others run side by side, as they do in training.
-        if (group->size() == 1 || (group != mesh.all() && group->size() == world.size())) continue;
+        // Groups of all ranks are the job itself, unless they talk in another way; the others run side by
+        // side, as they do in training.
+        const auto* routed = dynamic_cast<const RoutedCommunicator*>(group.get());
+        const bool like_all = group->size() == world.size() && !(routed && routed->copy_engines());
+        if (group->size() == 1 || (group != mesh.all() && like_all)) continue;
         measure(*group, options, dtype, device, table);
         world.all().barrier();
     }

@@ -1,0 +1,252 @@
+#include "parallel/copy_engine/exchange.h"
+
+#include <cuda.h>
+
+#include <algorithm>
+#include <cstring>
+#include <exception>
+#include <fstream>
+#include <iterator>
+
+#include "kernels/cuda/check.h"
+#include "kernels/cuda/driver.h"
+#include "kernels/cuda/rank_sum.h"
+#include "parallel/agreement.h"
+#include "parallel/host.h"
+
+namespace levin::copy_engine {
+
+namespace {
+
+using kernels::cuda::driver_function;
+
+void check_driver(CUresult result, const char* call) {
+    LEVIN_CHECK(result == CUDA_SUCCESS, "copy engine", "{} failed: driver error {}", call,
+                static_cast<int>(result));
+}
+
+void wait_for(cudaStream_t stream, const char* flag, uint32_t value) {
+    static const auto call =
+        reinterpret_cast<decltype(&cuStreamWaitValue32)>(driver_function("cuStreamWaitValue32"));
+    check_driver(call(stream, reinterpret_cast<CUdeviceptr>(flag), value, CU_STREAM_WAIT_VALUE_GEQ),
+                 "cuStreamWaitValue32");
+}
+
+// Everything before it in the stream is visible to whoever sees the value.
+void set_flag(cudaStream_t stream, const char* flag, uint32_t value) {
+    static const auto call =
+        reinterpret_cast<decltype(&cuStreamWriteValue32)>(driver_function("cuStreamWriteValue32"));
+    check_driver(call(stream, reinterpret_cast<CUdeviceptr>(flag), value, CU_STREAM_WRITE_VALUE_DEFAULT),
+                 "cuStreamWriteValue32");
+}
+
+void copy(cudaStream_t stream, char* to, const char* from, size_t bytes) {
+    LEVIN_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+}
+
+// One running kernel: host names of containers may be alike.
+std::string host_identity() {
+    std::string boot;
+    std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+    return host_name() + " " + boot;
+}
+
+char* bytes_of(const Tensor& tensor) { return static_cast<char*>(tensor.data()); }
+
+// Gradients and parameters come in hundreds of MiB, and their sums wait for a gap between kernels: much room
+// to go on meanwhile. What is awaited comes in tens of MiB.
+Window window_for(int ranks, CopyEngines use) {
+    const auto mib = [&](size_t whole) {
+        return (whole << 20) / static_cast<size_t>(ranks - 1) / 4096 * 4096;
+    };
+    if (use == CopyEngines::overlapped) return {.ranks = ranks, .ring = {mib(256), mib(64), 0}};
+    return {.ranks = ranks, .ring = {mib(64), mib(64), ranks == 2 ? mib(192) : 0}};
+}
+
+}  // namespace
+
+std::shared_ptr<Exchange> Exchange::make(Communicator& ranks, int device, CopyEngines use) {
+    const std::vector<std::string> hosts = gather_texts(ranks, host_identity());
+    const bool one_host =
+        std::all_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host == hosts[0]; });
+    if (use == CopyEngines::none || !one_host || ranks.size() < 2 ||
+        ranks.size() > kernels::cuda::kMaxSummedRanks)
+        return nullptr;
+    std::shared_ptr<Exchange> exchange(new Exchange(ranks, device, window_for(ranks.size(), use)));
+    if (exchange->connect()) return exchange;
+    return nullptr;
+}
+
+Exchange::Exchange(Communicator& ranks, int device, const Window& window)
+    : ranks_(ranks),
+      device_(device),
+      window_(window),
+      schedule_(window, ranks.rank()),
+      peers_(static_cast<size_t>(ranks.size()), nullptr) {
+    LEVIN_CUDA_CHECK(cudaSetDevice(device));
+    int least = 0, greatest = 0;
+    LEVIN_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
+    for (int queue = 0; queue < static_cast<int>(Queue::user); ++queue)
+        LEVIN_CUDA_CHECK(cudaStreamCreateWithPriority(&streams_[queue], cudaStreamNonBlocking, greatest));
+    LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+}
+
+// Opens everybody's window; the same answer on every rank.
+bool Exchange::connect() {
+    const MemoryScope scope(MemoryCategory::workspace);
+    memory_ =
+        Tensor::empty({static_cast<int64_t>(window_.bytes())}, DType::u8, Device{DeviceType::cuda, device_});
+    const size_t flags = window_.place(Kind::reduce, 0, 1);
+    LEVIN_CUDA_CHECK(cudaMemsetAsync(memory_.data(), 0, flags, stream(Queue::sums)));
+    LEVIN_CUDA_CHECK(cudaStreamSynchronize(stream(Queue::sums)));
+    cudaIpcMemHandle_t mine{};
+    bool good = cudaIpcGetMemHandle(&mine, memory_.data()) == cudaSuccess;
+    const Tensor sent = Tensor::empty({sizeof(mine)}, DType::u8);
+    const Tensor all = Tensor::empty({ranks_.size(), sizeof(mine)}, DType::u8);
+    std::memcpy(sent.data(), &mine, sizeof(mine));
+    ranks_.all_gather(sent, all);
+    for (int peer = 0; peer < ranks_.size() && good; ++peer) {
+        if (peer == ranks_.rank()) continue;
+        cudaIpcMemHandle_t theirs;
+        std::memcpy(&theirs, bytes_of(all) + static_cast<size_t>(peer) * sizeof(theirs), sizeof(theirs));
+        void* window = nullptr;
+        good = cudaIpcOpenMemHandle(&window, theirs, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess;
+        peers_[static_cast<size_t>(peer)] = static_cast<char*>(window);
+    }
+    if (!good) cudaGetLastError();  // an answer, not an error
+    return all_agree(ranks_, good);
+}
+
+Exchange::~Exchange() {
+    if (abandoned_ || std::uncaught_exceptions() > 0) return;
+    cudaSetDevice(device_);
+    stream(Queue::user) = nullptr;
+    for (cudaStream_t one : streams_)
+        if (one) cudaStreamSynchronize(one);
+    for (char* peer : peers_)
+        if (peer) cudaIpcCloseMemHandle(peer);
+    try {
+        ranks_.barrier();  // nobody's window goes while a peer has it open
+    } catch (const Error&) {
+        return;
+    }
+    for (cudaStream_t one : streams_)
+        if (one) cudaStreamDestroy(one);
+    cudaEventDestroy(event_);
+    for (cudaEvent_t event : spare_) cudaEventDestroy(event);
+}
+
+void Exchange::begin(cudaEvent_t ready, std::initializer_list<Queue> queues) {
+    LEVIN_CUDA_CHECK(cudaSetDevice(device_));
+    for (Queue queue : queues) {
+        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(stream(queue), ready));
+        open_[static_cast<size_t>(queue)] = true;
+    }
+}
+
+void Exchange::join(cudaStream_t joined) {
+    for (size_t queue = 0; queue < kQueues; ++queue) {
+        if (!open_[queue]) continue;
+        LEVIN_CUDA_CHECK(cudaEventRecord(event_, streams_[queue]));
+        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(joined, event_));
+        open_[queue] = false;
+    }
+}
+
+void Exchange::run(const Steps& steps, const Tensor& source, const Tensor& target) {
+    const char* from = bytes_of(source);
+    char* to = bytes_of(target);
+    char* window = bytes_of(memory_);
+    for (const Step& step : steps) {
+        const cudaStream_t queue = stream(step.queue);
+        char* peer = step.peer < 0 ? nullptr : peers_[static_cast<size_t>(step.peer)];
+        switch (step.action) {
+            case Step::Action::put:
+                copy(queue, peer + step.to, from + step.from, step.bytes);
+                break;
+            case Step::Action::copy:
+                copy(queue, to + step.to, window + step.from, step.bytes);
+                break;
+            case Step::Action::wait:
+                wait_for(queue, window + window_.flag(step.kind, step.consumed, step.peer), step.value);
+                break;
+            case Step::Action::signal:
+                set_flag(queue, peer + window_.flag(step.kind, step.consumed, ranks_.rank()), step.value);
+                break;
+            case Step::Action::follow:
+                LEVIN_CUDA_CHECK(cudaEventRecord(event_, stream(step.after)));
+                LEVIN_CUDA_CHECK(cudaStreamWaitEvent(queue, event_));
+                break;
+            case Step::Action::sum: {
+                const void* parts[kernels::cuda::kMaxSummedRanks];
+                for (int p = 0; p < ranks_.size(); ++p)
+                    parts[p] = p == ranks_.rank()
+                                   ? from + step.from
+                                   : window + window_.place(step.kind, ranks_.rank(), p) + step.ring;
+                kernels::cuda::sum_in_rank_order(queue, parts, ranks_.size(), to + step.to,
+                                                 static_cast<int64_t>(step.bytes / size_of(target.dtype())),
+                                                 target.dtype());
+                break;
+            }
+        }
+    }
+}
+
+void Exchange::all_reduce(const Tensor& tensor, cudaEvent_t ready) {
+    begin(ready, {Queue::reduce_out, Queue::gather_out, Queue::sums, Queue::copies});
+    run(schedule_.all_reduce(tensor.bytes(), size_of(tensor.dtype())), tensor, tensor);
+}
+
+void Exchange::reduce_scatter(const Tensor& whole, const Tensor& part, cudaEvent_t ready) {
+    begin(ready, {Queue::reduce_out, Queue::sums});
+    run(schedule_.reduce_scatter(part.bytes()), whole, part);
+}
+
+void Exchange::all_gather(const Tensor& part, const Tensor& whole, cudaEvent_t ready) {
+    begin(ready, {Queue::gather_out, Queue::copies});
+    char* own = bytes_of(whole) + static_cast<size_t>(ranks_.rank()) * part.bytes();
+    if (own != bytes_of(part)) copy(stream(Queue::copies), own, bytes_of(part), part.bytes());
+    run(schedule_.all_gather(part.bytes()), part, whole);
+}
+
+uint64_t Exchange::swap(const Tensor& tensor, cudaEvent_t ready) {
+    LEVIN_CUDA_CHECK(cudaSetDevice(device_));
+    LEVIN_CUDA_CHECK(cudaStreamWaitEvent(stream(Queue::swap_out), ready));
+    Schedule::Swap halves = schedule_.swap(tensor.bytes());
+    run(halves.out, tensor, tensor);
+    cudaEvent_t sent = nullptr;
+    if (spare_.empty()) {
+        LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&sent, cudaEventDisableTiming));
+    } else {
+        sent = spare_.back();
+        spare_.pop_back();
+    }
+    LEVIN_CUDA_CHECK(cudaEventRecord(sent, stream(Queue::swap_out)));
+    swaps_.push_back({std::move(halves.in), tensor, sent});
+    return settled_ + swaps_.size();
+}
+
+void Exchange::settle(uint64_t swap, cudaStream_t user) {
+    if (swap <= settled_) return;
+    LEVIN_CUDA_CHECK(cudaSetDevice(device_));
+    stream(Queue::user) = user;
+    // Whoever needs one needs those behind it soon. First all flags, then all sums, so that kernel follows
+    // kernel.
+    for (const Half& half : swaps_)
+        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(user, half.sent));  // the sum takes the place of what is sent
+    for (const Step::Action action : {Step::Action::wait, Step::Action::sum, Step::Action::signal})
+        for (const Half& half : swaps_) {
+            Steps steps;
+            std::copy_if(half.steps.begin(), half.steps.end(), std::back_inserter(steps),
+                         [&](const Step& step) { return step.action == action; });
+            run(steps, half.tensor, half.tensor);
+        }
+    for (const Half& half : swaps_) {
+        schedule_.settled(half.tensor.bytes());
+        spare_.push_back(half.sent);
+    }
+    settled_ += swaps_.size();
+    swaps_.clear();
+}
+
+}  // namespace levin::copy_engine

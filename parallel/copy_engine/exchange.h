@@ -1,0 +1,75 @@
+// Large collectives among the GPUs of one host over their copy engines: peers write into each other's windows
+// (CUDA IPC, NVLink), streams wait for flags, and multiprocessors do nothing but the sums. NCCL's kernels
+// hold multiprocessors for the whole time of a transfer, which slows the products beside them by a quarter.
+//
+// Sums are formed in rank order, as over MPI: the same bits at any size and from run to run.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <vector>
+
+#include "parallel/communicator.h"
+#include "parallel/copy_engine/schedule.h"
+
+namespace levin::copy_engine {
+
+class Exchange {
+public:
+    // Collective over `ranks`, whose GPU is `device`. Null on all of them when a rank is on another host, a
+    // GPU cannot reach a peer's memory, or there are more than 8. The window takes 320 MiB.
+    static std::shared_ptr<Exchange> make(Communicator& ranks, int device, CopyEngines use);
+    // Collective, with nothing in flight; abandon() first when the peers may not come.
+    ~Exchange();
+    Exchange(const Exchange&) = delete;
+    Exchange& operator=(const Exchange&) = delete;
+
+    // Is a collective on so large a tensor faster here? Small ones are all latency, which NCCL has less of.
+    static bool worth_it(size_t bytes) { return bytes >= size_t{4} << 20; }
+    static bool can_sum(DType dtype) { return is_floating(dtype); }
+
+    // Each begins after `ready`; the tensors may be used again once join() lets a stream go on.
+    void all_reduce(const Tensor& tensor, cudaEvent_t ready);
+    void reduce_scatter(const Tensor& whole, const Tensor& part, cudaEvent_t ready);
+    void all_gather(const Tensor& part, const Tensor& whole, cudaEvent_t ready);
+    // `stream` goes on when everything begun since the last call has ended, but for swaps.
+    void join(cudaStream_t stream);
+
+    // all_reduce of two ranks as a swap: it needs no multiprocessor before settle() queues the sums, of all
+    // swaps begun so far, on the stream that needs one of them. A swap that is never settled stops the peer.
+    bool can_swap(size_t bytes) const { return schedule_.can_swap(bytes); }
+    uint64_t swap(const Tensor& tensor, cudaEvent_t ready);
+    void settle(uint64_t swap, cudaStream_t stream);
+
+    // The job is coming down: the destructor waits for nothing.
+    void abandon() { abandoned_ = true; }
+
+private:
+    struct Half {  // of a swap, still to be queued
+        Steps steps;
+        Tensor tensor;
+        cudaEvent_t sent;
+    };
+    Exchange(Communicator& ranks, int device, const Window& window);
+    bool connect();
+    void run(const Steps& steps, const Tensor& source, const Tensor& target);
+    void begin(cudaEvent_t ready, std::initializer_list<Queue> queues);
+    cudaStream_t& stream(Queue queue) { return streams_[static_cast<size_t>(queue)]; }
+
+    Communicator& ranks_;
+    int device_;
+    Window window_;
+    Schedule schedule_;
+    Tensor memory_;                       // this rank's window
+    std::vector<char*> peers_;            // everybody's windows, mapped here
+    cudaStream_t streams_[kQueues] = {};  // that of Queue::user is set while a swap is settled
+    bool open_[kQueues] = {};             // begun, not joined
+    cudaEvent_t event_ = nullptr;
+    std::vector<Half> swaps_;
+    uint64_t settled_ = 0;  // swaps before those in swaps_
+    std::vector<cudaEvent_t> spare_;
+    bool abandoned_ = false;
+};
+
+}  // namespace levin::copy_engine
