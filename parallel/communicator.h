@@ -34,9 +34,9 @@ public:
 using Pending = std::shared_ptr<Work>;
 
 // Whether large CUDA tensors go over the copy engines (copy_engine/exchange.h) where GPUs of one host reach
-// each other's memory, so that what computes meanwhile keeps its multiprocessors: what other work hides, or
-// what is waited for soon.
-enum class CopyEngines { none, overlapped, awaited };
+// each other's memory, so that what computes meanwhile keeps its multiprocessors: what other work hides, what
+// is waited for soon, or gathers alone.
+enum class CopyEngines { none, overlapped, awaited, gathers };
 
 // How the ranks of a split talk to each other.
 struct GroupOptions {

@@ -112,7 +112,7 @@ Mesh::Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const MeshOp
     };
     const auto copies = [&](CopyEngines use) { return options.copy_engines ? use : CopyEngines::none; };
     tp_ = group("tp", true, false, false, false, {.copy_engines = copies(CopyEngines::awaited)});
-    cp_ = group("cp", false, true, false, false);
+    cp_ = group("cp", false, true, false, false, {.copy_engines = copies(CopyEngines::gathers)});
     dp_ = group("dp", false, false, true, false);
     pp_ = group("pp", false, false, false, true);
     const auto host = static_cast<int>(first(static_cast<size_t>(all_->rank())) - hosts.begin());

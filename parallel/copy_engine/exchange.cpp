@@ -59,6 +59,7 @@ Window window_for(int ranks, CopyEngines use) {
     const auto mib = [&](size_t whole) {
         return (whole << 20) / static_cast<size_t>(ranks - 1) / 4096 * 4096;
     };
+    if (use == CopyEngines::gathers) return {.ranks = ranks, .ring = {0, mib(32), 0}};
     if (use == CopyEngines::overlapped) return {.ranks = ranks, .ring = {mib(256), mib(64), 0}};
     return {.ranks = ranks, .ring = {mib(64), mib(64), ranks == 2 ? mib(192) : 0}};
 }

@@ -18,16 +18,19 @@ namespace levin::copy_engine {
 class Exchange {
 public:
     // Collective over `ranks`, whose GPU is `device`. Null on all of them when a rank is on another host, a
-    // GPU cannot reach a peer's memory, or there are more than 8. The window takes 320 MiB.
+    // GPU cannot reach a peer's memory, or there are more than 8. The window takes 32 to 320 MiB.
     static std::shared_ptr<Exchange> make(Communicator& ranks, int device, CopyEngines use);
     // Collective, with nothing in flight; abandon() first when the peers may not come.
     ~Exchange();
     Exchange(const Exchange&) = delete;
     Exchange& operator=(const Exchange&) = delete;
 
-    // Is a collective on so large a tensor faster here? Small ones are all latency, which NCCL has less of.
-    static bool worth_it(size_t bytes) { return bytes >= size_t{4} << 20; }
-    static bool can_sum(DType dtype) { return is_floating(dtype); }
+    // Is a collective on so many bytes in all faster here? Small ones are all latency, which NCCL has less
+    // of.
+    bool sums(size_t bytes, DType dtype) const {
+        return bytes >= size_t{4} << 20 && is_floating(dtype) && window_.ring[0] > 0;
+    }
+    bool gathers(size_t bytes) const { return bytes >= size_t{1} << 20; }
 
     // Each begins after `ready`; the tensors may be used again once join() lets a stream go on.
     void all_reduce(const Tensor& tensor, cudaEvent_t ready);

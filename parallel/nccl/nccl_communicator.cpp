@@ -286,23 +286,24 @@ protected:
         fail(Fault::internal, name(), "split into {}: the host's communicator goes first", part);
     }
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
-        if (by_copy_engines(tensor, &op) && exchange_->can_swap(tensor.bytes())) return swap(tensor);
+        if (sums_by_copy_engines(tensor, op) && exchange_->can_swap(tensor.bytes())) return swap(tensor);
         return launch(op == ReduceOp::sum ? "all_reduce" : "all_reduce (max)", {tensor}, [&] {
-            if (by_copy_engines(tensor, &op)) return exchange_->all_reduce(tensor, ready_);
+            if (sums_by_copy_engines(tensor, op)) return exchange_->all_reduce(tensor, ready_);
             LEVIN_NCCL(ncclAllReduce, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
                        op_of(op), link_->comm, link_->stream);
         });
     }
     Pending do_all_gather(const Tensor& part, const Tensor& whole) override {
         return launch("all_gather", {whole, part}, [&] {
-            if (by_copy_engines(whole)) return exchange_->all_gather(part, whole, ready_);
+            if (exchange_ && exchange_->gathers(whole.bytes()))
+                return exchange_->all_gather(part, whole, ready_);
             LEVIN_NCCL(ncclAllGather, part.data(), whole.data(), count_of(part), type_of(part.dtype()),
                        link_->comm, link_->stream);
         });
     }
     Pending do_reduce_scatter(const Tensor& whole, const Tensor& part, ReduceOp op) override {
         return launch(op == ReduceOp::sum ? "reduce_scatter" : "reduce_scatter (max)", {whole, part}, [&] {
-            if (by_copy_engines(whole, &op)) return exchange_->reduce_scatter(whole, part, ready_);
+            if (sums_by_copy_engines(whole, op)) return exchange_->reduce_scatter(whole, part, ready_);
             LEVIN_NCCL(ncclReduceScatter, whole.data(), part.data(), count_of(part), type_of(part.dtype()),
                        op_of(op), link_->comm, link_->stream);
         });
@@ -330,10 +331,9 @@ protected:
     }
 
 private:
-    // All ranks decide alike: by size, type and operation. `op` null: nothing is summed.
-    bool by_copy_engines(const Tensor& tensor, const ReduceOp* op = nullptr) const {
-        if (!exchange_ || !copy_engine::Exchange::worth_it(tensor.bytes())) return false;
-        return !op || (*op == ReduceOp::sum && copy_engine::Exchange::can_sum(tensor.dtype()));
+    // All ranks decide alike: by size, type and operation.
+    bool sums_by_copy_engines(const Tensor& tensor, ReduceOp op) const {
+        return exchange_ && op == ReduceOp::sum && exchange_->sums(tensor.bytes(), tensor.dtype());
     }
 
     // An all_reduce of two ranks whose sum is formed when it is waited for.
