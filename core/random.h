@@ -23,11 +23,17 @@ public:
     double normal(uint64_t index) const;   // mean 0, variance 1 (Box-Muller)
 
 private:
+    friend void fill_normal(const Tensor&, const Random&, double, uint64_t, int64_t);
+
     std::array<uint32_t, 2> key_;
     std::array<uint32_t, 2> stream_;
 };
 
-// tensor = mean + deviation * normal(first_index + i) over a contiguous tensor of floating type.
-void fill_normal(Tensor& tensor, const Random& random, double deviation, uint64_t first_index = 0);
+// tensor[r, c] = deviation * normal(first_index + r * row_step + c), over all rows r (all dimensions but the
+// last) of a tensor of floating type, made where it lies: the same bits on every device. A row_step of 0 is
+// the row's length, so that the numbers go on from row to row; the length of a longer row makes a part of its
+// columns.
+void fill_normal(const Tensor& tensor, const Random& random, double deviation, uint64_t first_index = 0,
+                 int64_t row_step = 0);
 
 }  // namespace levin

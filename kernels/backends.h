@@ -10,6 +10,7 @@
 #include "kernels/norm.h"
 #include "kernels/optimizer.h"
 #include "kernels/position.h"
+#include "kernels/random.h"
 #include "kernels/rank_parts.h"
 #include "kernels/softmax_attention.h"
 #include "kernels/srms_norm.h"

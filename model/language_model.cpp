@@ -95,11 +95,8 @@ Variable LanguageModel::parameter(const std::string& name) const {
 }
 
 void LanguageModel::initialize(uint64_t seed) {
-    for (Parameter& parameter : parameters_) {
-        Tensor value = parameter.variable.value();
-        value.copy_from(take_shard(initial_value(config_, parameter.spec, seed), parameter.shard,
-                                   value.dtype(), device_));
-    }
+    for (Parameter& parameter : parameters_)
+        set_initial_part(config_, parameter.spec, seed, parameter.shard, parameter.variable.value());
 }
 
 void LanguageModel::load(const std::map<std::string, Tensor>& values) {

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <cmath>
-#include <cstring>
 
 #include "core/random.h"
 
@@ -152,33 +151,45 @@ private:
     std::vector<ParameterSpec> specs_;
 };
 
+// The part is f32 or bf16.
+void fill_part(const ModelConfig& config, const ParameterSpec& spec, uint64_t seed, int64_t axis,
+               int64_t start, Tensor part) {
+    switch (spec.initialization) {
+        case Initialization::zeros:
+            return part.fill(0);
+        case Initialization::ones:
+            return part.fill(1);
+        case Initialization::normal: {
+            const bool vector = spec.shape.size() == 1;
+            const int64_t row = vector ? 1 : spec.shape[1];
+            fill_normal(part, Random(seed, spec.name), config.init_std,
+                        static_cast<uint64_t>(axis == 0 ? start * row : start), vector ? 0 : row);
+            const int64_t pad = config.pad_token_id - (axis == 0 ? start : 0);
+            if (spec.name == "embedding" && config.pad_token_id >= 0 && pad >= 0 && pad < part.dim(0))
+                part.narrow(0, pad, 1).fill(0);
+            return;
+        }
+        case Initialization::lrpe_theta: {  // 10000^(-2/D * arange(D)), D = heads * head_dim
+            std::vector<float> theta(static_cast<size_t>(element_count(spec.shape)));
+            for (size_t i = 0; i < theta.size(); ++i)
+                theta[i] = static_cast<float>(
+                    std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(theta.size())));
+            return part.copy_from(Tensor::from(spec.shape, theta).narrow(axis, start, part.dim(axis)));
+        }
+    }
+}
+
 }  // namespace
 
 std::vector<ParameterSpec> parameter_table(const ModelConfig& config) { return Table(config).build(); }
 
-Tensor initial_value(const ModelConfig& config, const ParameterSpec& spec, uint64_t seed) {
-    Tensor value = Tensor::empty(spec.shape, DType::f32);
-    float* data = value.data<float>();
-    switch (spec.initialization) {
-        case Initialization::zeros:
-            value.fill(0);
-            break;
-        case Initialization::ones:
-            value.fill(1);
-            break;
-        case Initialization::normal:
-            fill_normal(value, Random(seed, spec.name), config.init_std);
-            if (spec.name == "embedding" && config.pad_token_id >= 0)
-                std::memset(data + config.pad_token_id * config.hidden_size, 0,
-                            sizeof(float) * static_cast<size_t>(config.hidden_size));
-            break;
-        case Initialization::lrpe_theta:  // 10000^(-2/D * arange(D)), D = heads * head_dim
-            for (int64_t i = 0, total = value.count(); i < total; ++i)
-                data[i] = static_cast<float>(
-                    std::pow(10000.0, -2.0 * static_cast<double>(i) / static_cast<double>(total)));
-            break;
-    }
-    return value;
+void set_initial_value(const ModelConfig& config, const ParameterSpec& spec, uint64_t seed, int64_t axis,
+                       int64_t start, Tensor part) {
+    if (part.dtype() != DType::f64) return fill_part(config, spec, seed, axis, start, part);
+    const Tensor single =
+        Tensor::empty(part.shape(), DType::f32, part.device());  // f64 holds the same numbers
+    fill_part(config, spec, seed, axis, start, single);
+    part.copy_from(single);
 }
 
 }  // namespace levin

@@ -43,8 +43,10 @@ struct ParameterSpec {
 // In a fixed order: embedding, layers, final norm, head (absent when tied).
 std::vector<ParameterSpec> parameter_table(const ModelConfig& config);
 
-// The starting value of element range [0, count) of a parameter: a function of (seed, name, index) only.
-// The row of pad_token_id in the embedding starts at zero.
-Tensor initial_value(const ModelConfig& config, const ParameterSpec& spec, uint64_t seed);
+// Sets a part of a parameter, [start, start + part.dim(axis)) along `axis` and all of the other one, to its
+// starting value: a function of (seed, name, index in the whole parameter) only, in f32, with the same bits
+// on every device. The part is made where it lies. The row of pad_token_id in the embedding starts at zero.
+void set_initial_value(const ModelConfig& config, const ParameterSpec& spec, uint64_t seed, int64_t axis,
+                       int64_t start, Tensor part);
 
 }  // namespace levin

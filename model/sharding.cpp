@@ -49,6 +49,14 @@ void put_shard(const Tensor& part, const Shard& shard, Tensor whole) {
             .copy_from(part.narrow(shard.axis, range.local, range.count));
 }
 
+void set_initial_part(const ModelConfig& config, const ParameterSpec& spec, uint64_t seed, const Shard& shard,
+                      Tensor part) {
+    if (!shard.is_whole(spec)) part.fill(0);  // what is padding stays so
+    for (const Shard::Range& range : shard.ranges)
+        set_initial_value(config, spec, seed, shard.axis, range.global,
+                          part.narrow(shard.axis, range.local, range.count));
+}
+
 StageLayers layers_of_stage(const ModelConfig& config, int64_t stages, int64_t stage) {
     const int64_t layers = config.num_layers, others = stages - 1;
     if (others == 0) return {0, layers};

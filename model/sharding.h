@@ -28,6 +28,9 @@ Shard shard_of(const ParameterSpec& spec, int64_t tp, int64_t rank);
 // Copies between a whole tensor and a part; padding becomes zero. Any types and devices.
 Tensor take_shard(const Tensor& whole, const Shard& shard, DType dtype, const Device& device);
 void put_shard(const Tensor& part, const Shard& shard, Tensor whole);
+// Sets a rank's part of a parameter to its starting value, as set_initial_value does; padding becomes zero.
+void set_initial_part(const ModelConfig& config, const ParameterSpec& spec, uint64_t seed, const Shard& shard,
+                      Tensor part);
 
 // Layers first .. last of a pipeline stage; `stages` = pp x virtual stages <= layers. As equal as can be: the
 // head on the last stage counts as as many layers as it has parameters, since products take as long as they

@@ -1,5 +1,6 @@
 #include "parallel/world.h"
 
+#include <fmt/format.h>
 #include <omp.h>
 
 #include <cctype>
@@ -170,8 +171,12 @@ int report(const World* world, const char* what, int status) {
             if (world->watchdog() && world->watchdog()->job_ends()) return status;
             std::this_thread::sleep_for(std::chrono::milliseconds(10));
         }
-        std::fprintf(stderr, "levin: rank %d of %d on %s: %s\n", world->rank(), world->size(),
-                     world->place().host.c_str(), what);
+        const std::string text =
+            fmt::format("rank {} of {} on {}: {}", world->rank(), world->size(), world->place().host, what);
+        std::fprintf(stderr, "levin: %s\n", text.c_str());
+        // What a restart may go on after is kept, as the watchdog's messages are.
+        if (status == static_cast<int>(Fault::internal) || status == static_cast<int>(Fault::communication))
+            Watchdog::keep_message(text);
     } else {
         std::fprintf(stderr, "levin: %s\n", what);
     }
@@ -187,6 +192,8 @@ int guarded(const World* world, const std::function<int()>& stage) {
         // The watchdog knows where the other ranks stand; it ends the job with one message.
         if (error.fault() == Fault::communication && world && world->watchdog())
             world->watchdog()->accuse(error.what());
+        if (error.fault() == Fault::internal && world && world->watchdog())
+            world->watchdog()->wait_for_loss();
         return report(world, error.what(), error.exit_status());
     } catch (const std::bad_alloc&) {
         return report(world, "[memory] the machine has no memory left", 1);

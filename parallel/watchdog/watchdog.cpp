@@ -30,6 +30,9 @@ using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 constexpr double kBeat = 0.5;  // seconds between two reports
+// Seconds that a failure of any other kind waits for word of a lost rank: where ranks share memory of GPUs
+// and connections, one that is killed can make the others' calls fail before its own end is seen.
+constexpr double kConsequence = 1.5;
 
 // Kinds of frames. hello: token and place; state: an Activity; end: a rank ends by itself; accuse and
 // verdict: text.
@@ -48,8 +51,9 @@ double heartbeat_timeout() {
 std::mutex folder_mutex;
 std::string message_folder;
 
-// Writes the message into the run folder; false when another rank already has.
-bool keep_message(const std::string& text) {
+}  // namespace
+
+bool Watchdog::keep_message(const std::string& text) {
     std::string folder;
     {
         const std::lock_guard lock(folder_mutex);
@@ -63,8 +67,6 @@ bool keep_message(const std::string& text) {
     close(file);
     return written || true;  // a full disk keeps the message off the disk, not off the screen
 }
-
-}  // namespace
 
 struct Watchdog::Thread {
     Thread(Communicator& ranks, std::string host_name)
@@ -144,8 +146,12 @@ struct Watchdog::Thread {
         } else if (frame.kind == kEnd) {
             note_end(peer.rank, frame.bytes);
         } else if (frame.kind == kAccuse) {
-            end_process(accusation_text(current(), peer.rank, frame.bytes), true);
+            blame(peer.rank, frame.bytes);
         }
+    }
+
+    void blame(int accuser, const std::string& text) {
+        if (blamed.empty()) blamed = accusation_text(current(), accuser, text);
     }
 
     // Somebody ends by itself: with a fault, the whole job does, and that rank says why.
@@ -168,11 +174,11 @@ struct Watchdog::Thread {
     }
 
     void judge() {
-        Clock::time_point beat = Clock::now(), round = Clock::now(), first_loss{};
+        Clock::time_point beat = Clock::now(), round = Clock::now(), first_sign{};
         while (!stop) {
             std::vector<pollfd> entries{{listener, POLLIN, 0}};
             for (const Peer& peer : peers) entries.push_back({peer.channel.socket(), POLLIN, 0});
-            poll(entries.data(), entries.size(), first_loss == Clock::time_point{} ? 100 : 5);
+            poll(entries.data(), entries.size(), first_sign == Clock::time_point{} ? 100 : 5);
             // After a pause of the whole machine nobody else is to blame for the silence.
             if (since(round) > 2)
                 for (Peer& peer : peers) peer.heard = Clock::now();
@@ -192,12 +198,16 @@ struct Watchdog::Thread {
             if (job_ends) continue;
             take_accusation();
             const std::optional<std::string> text = verdict(current(), limits);
-            if (text && first_loss == Clock::time_point{}) {
+            if (text && blamed.empty()) blamed = *text;
+            if (!blamed.empty() && first_sign == Clock::time_point{}) {
                 std::signal(SIGTERM, SIG_IGN);
-                first_loss =
-                    Clock::now();  // what goes together is told together, but mpirun gives little time
+                first_sign = Clock::now();
             }
-            if (text && since(first_loss) > 0.02) end_process(*text, true);
+            // Losses that go together are told together, but mpirun gives little time.
+            const bool loss = std::any_of(reports.begin(), reports.end(),
+                                          [](const RankReport& report) { return report.lost; });
+            if (!blamed.empty() && since(first_sign) > (loss ? 0.02 : kConsequence))
+                end_process(loss ? *text : blamed, true);
             if (since(beat) < kBeat) continue;
             beat = Clock::now();
             const std::string state = current_activity().to_bytes();
@@ -279,7 +289,7 @@ struct Watchdog::Thread {
             own_end.clear();
             told = true;
         }
-        if (!text.empty()) end_process(accusation_text(current(), rank, text), true);
+        if (!text.empty()) blame(rank, text);
         if (end.empty()) return;
         for (Peer& peer : peers) peer.channel.send(kEnd, end);
         note_end(rank, end);
@@ -303,6 +313,7 @@ struct Watchdog::Thread {
     int port = 0, listener = -1;
     std::vector<RankReport> reports;
     std::vector<Peer> peers;  // of rank 0
+    std::string blamed;       // the message about the first failure that was seen
     std::atomic<bool> stop{false}, told{false}, job_ends{false};
     Clock::time_point ending_since{};
     int ending_status = 1;
@@ -318,6 +329,11 @@ Watchdog::~Watchdog() = default;
 void Watchdog::leave(int status) { thread_->tell(thread_->own_end, std::to_string(status)); }
 
 bool Watchdog::job_ends() const { return thread_->job_ends; }
+
+void Watchdog::wait_for_loss() {
+    for (int i = 0; i < 100 * (kConsequence + kBeat) && !job_ends(); ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+}
 
 void Watchdog::accuse(const std::string& text) {
     thread_->tell(thread_->accusation, text);

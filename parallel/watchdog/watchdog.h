@@ -31,6 +31,11 @@ public:
     // This rank's communication failed with `text`. The judge adds what it knows and ends the job: returns
     // only when it has not, after a few seconds.
     void accuse(const std::string& text);
+    // Before this rank tells of a failure of its own, which may be the consequence of another rank's loss:
+    // gives the judge time to find that, and then does not return.
+    void wait_for_loss();
+    // Writes a message where keep_message_in said; false when one is there already.
+    static bool keep_message(const std::string& text);
     // Where the message is kept as well: <folder>/failure.txt. That of an earlier end becomes
     // failure_before.txt.
     static void keep_message_in(const std::string& folder, bool set_aside_old);

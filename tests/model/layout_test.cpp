@@ -317,14 +317,34 @@ TEST(Layouts, ShardsPutTogetherAreTheWhole) {
     for (const auto& [name, config] : test::variants(4))
         for (const ParameterSpec& spec : parameter_table(config))
             for (const int64_t tp : {1, 2, 4}) {
-                const Tensor value = initial_value(config, spec, 9);
-                Tensor whole = Tensor::full(spec.shape, 77, DType::f32);
+                const Tensor value = Tensor::full(spec.shape, 77, DType::f32), whole = value.clone();
+                set_initial_value(config, spec, 9, 0, 0, value);
                 for (int64_t rank = 0; rank < tp; ++rank) {
                     const Shard shard = shard_of(spec, tp, rank);
                     put_shard(take_shard(value, shard, DType::f32, {}), shard, whole);
                 }
                 EXPECT_EQ(whole.to_vector(), value.to_vector()) << name << " " << spec.name;
             }
+}
+
+// Each rank makes its own part of the starting values, in its own type.
+TEST(Layouts, StartingValuesAreThoseOfTheWhole) {
+    for (const auto& [name, config] : test::variants(4))
+        for (const DType dtype : {DType::f64, DType::f32, DType::bf16}) {
+            LanguageModel alone(config, dtype, {});
+            alone.initialize(9);
+            for (const Parameter& parameter : alone.parameters())
+                for (const int64_t tp : {2, 4})
+                    for (int64_t rank = 0; rank < tp; ++rank) {
+                        const Shard shard = shard_of(parameter.spec, tp, rank);
+                        const Tensor& whole = parameter.variable.value();
+                        const Tensor expected = take_shard(whole, shard, whole.dtype(), {});
+                        const Tensor part = Tensor::full(shard.shape, 77, whole.dtype());
+                        set_initial_part(config, parameter.spec, 9, shard, part);
+                        EXPECT_EQ(part.to_vector(), expected.to_vector())
+                            << name << " " << parameter.spec.name << " rank " << rank << " of " << tp;
+                    }
+        }
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -48,6 +49,20 @@ int end_as_told(World& world, const std::string& how) {
             waiting("waiting to be killed");
             return std::raise(how == "killed" ? SIGKILL : SIGSTOP);
         });
+    // As GPUs do that share memory with the one of a killed rank: a call of rank 1 (or of all others) fails
+    // first.
+    if (how == "killed-and-felt" || how == "killed-and-accused") {
+        const Fault fault = how == "killed-and-felt" ? Fault::internal : Fault::communication;
+        if (world.rank() == 1) fail(fault, "test", "a call that the lost rank had to do with");
+        return one_rank_fails(world, [&] {
+            std::this_thread::sleep_for(std::chrono::milliseconds(700));
+            return std::raise(SIGKILL);
+        });
+    }
+    if (how == "internal-kept") {
+        Watchdog::keep_message_in(std::getenv("LEVIN_TEST_FOLDER"), false);
+        return one_rank_fails(world, []() -> int { fail(Fault::internal, "test", "no space left"); });
+    }
     if (how == "killed-root") {
         if (!world.is_root())
             for (;;) world.all().barrier();

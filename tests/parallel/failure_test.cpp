@@ -93,6 +93,27 @@ TEST(Failure, AKilledRankEndsTheJob) {
     EXPECT_EQ(ended.count("last heard in: the end it was told, waiting to be killed"), 1u) << ended.output;
 }
 
+TEST(Failure, WhatAKilledRankDoesToOthersIsNotTheMessage) {
+    for (const char* how : {"killed-and-felt", "killed-and-accused"}) {
+        const Ended ended = run_ranks(3, how);
+        EXPECT_NE(ended.status, 0) << ended.output;
+        EXPECT_LT(ended.seconds, kSoon);
+        EXPECT_NE(ended.output.find("rank 2 of 3 on "), std::string::npos) << ended.output;
+        EXPECT_EQ(ended.count("ended without a word"), 1u) << ended.output;
+        EXPECT_EQ(ended.count("that the lost rank had to do with"), 0u) << ended.output;
+    }
+}
+
+TEST(Failure, ARanksOwnFailureIsKeptInTheRunFolder) {
+    char folder[] = "/tmp/levin-failure-XXXXXX";
+    ASSERT_NE(mkdtemp(folder), nullptr);
+    const Ended ended = run_ranks(3, "internal-kept", std::string("LEVIN_TEST_FOLDER=") + folder);
+    EXPECT_EQ(ended.status, 1) << ended.output;
+    const Ended kept = run(std::string("cat ") + folder + "/failure.txt; rm -r " + folder);
+    EXPECT_NE(kept.output.find("rank 2 of 3 on "), std::string::npos) << kept.output;
+    EXPECT_NE(kept.output.find("no space left"), std::string::npos) << kept.output;
+}
+
 TEST(Failure, AKilledRankZeroIsNamedByAnother) {
     const Ended ended = run_ranks(3, "killed-root");
     EXPECT_NE(ended.status, 0) << ended.output;
