@@ -59,7 +59,7 @@ public:
     // Null for a model alone.
     const std::shared_ptr<const Mesh>& mesh() const { return mesh_; }
 
-    // Sets every parameter to its part of initial_value(seed): every layout starts alike.
+    // Sets every parameter to its part of the starting values of `seed`: every layout starts alike.
     void initialize(uint64_t seed);
     // Sets every parameter from whole tensors by parameter name; throws Error(input) naming a missing or
     // misshapen one.

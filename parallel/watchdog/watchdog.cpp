@@ -214,6 +214,8 @@ struct Watchdog::Thread {
             for (Peer& peer : peers)
                 if (peer.channel.unsent() < 4096) peer.channel.send(kState, state);
         }
+        // A job may be over before everybody's connection was taken.
+        while (auto channel = accept_from(listener)) peers.push_back({std::move(*channel), -1, Clock::now()});
         for (Peer& peer : peers) peer.channel.send(kEnd, "0");
     }
 
@@ -261,6 +263,7 @@ struct Watchdog::Thread {
                 // before it could tell its reason mostly had one, and takes the job down itself.
                 const int pause = std::min(100 * (rank - 1), 2000) + (told_by_judge ? 0 : 2000);
                 std::this_thread::sleep_for(std::chrono::milliseconds(pause));
+                if (stop) return;  // all had come to the end of the program
                 end_process(*verdict(current(), limits), true);
             }
             {
