@@ -35,7 +35,7 @@ using Pending = std::shared_ptr<Work>;
 
 // Whether large CUDA tensors go over the copy engines (copy_engine/exchange.h) where GPUs of one host reach
 // each other's memory, so that what computes meanwhile keeps its multiprocessors: what other work hides, what
-// is waited for soon, or gathers alone.
+// is waited for soon (between two ranks; more are faster over NCCL), or gathers alone.
 enum class CopyEngines { none, overlapped, awaited, gathers };
 
 // How the ranks of a split talk to each other.
@@ -82,6 +82,8 @@ public:
     Pending start_send(const Tensor& tensor, int to);
     Pending start_recv(const Tensor& tensor, int from);
     Pending start_barrier();
+    // Whether copy engines carry large CUDA tensors (CopyEngines).
+    virtual bool copy_engines() const { return false; }
     // Moves started operations on; cheap when there are none.
     virtual void progress() {}
 

@@ -20,9 +20,7 @@ public:
     // Seconds of each of `calls` calls of NCCL in a row with nothing of ours around them; CUDA tensors.
     double seconds_alone(NcclCall call, const Tensor& whole, const Tensor& part, int64_t calls);
 
-    // Large CUDA tensors go over the copy engines.
-    bool copy_engines() const;
-
+    bool copy_engines() const override;
     void progress() override { host_->progress(); }
     [[noreturn]] void abort(int status) noexcept override;
 

@@ -95,7 +95,7 @@ struct ParallelConfig {
     GradientType gradient_dtype = GradientType::f32;
     bool copy_engines = true;
     bool sequence_scatter = false;  // tokens between blocks, over tp
-    int64_t overlap_chunks = 1;     // of a tensor-parallel collective
+    int64_t overlap_chunks = 0;     // of a tensor-parallel collective; 0: what pays
     bool hierarchical = true;
     bool operator==(const ParallelConfig&) const = default;
 };

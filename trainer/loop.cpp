@@ -59,6 +59,12 @@ Recomputation recomputation_of(Recompute mode) {
     return Recomputation::none;
 }
 
+// Chunks pay where no kernel of a collective stands in the way of the products beside it.
+int64_t overlap_chunks(const Config& config, const Mesh& mesh) {
+    if (config.parallel.overlap_chunks > 0) return config.parallel.overlap_chunks;
+    return mesh.tp()->copy_engines() ? 4 : 1;
+}
+
 class Trainer {
 public:
     Trainer(const Config& config, World& world)
@@ -73,7 +79,7 @@ public:
                                                    .hierarchical = config.parallel.hierarchical})),
           model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages,
                  {.sequence_scatter = config.parallel.sequence_scatter,
-                  .overlap_chunks = config.parallel.overlap_chunks}),
+                  .overlap_chunks = overlap_chunks(config, *mesh_)}),
           data_parallel_(start_model(config)),
           optimizer_(model_, adamw_settings(config), data_parallel_.get()) {
         if (!config.data.validation.empty())

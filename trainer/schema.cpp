@@ -291,10 +291,10 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "Between blocks each tensor-parallel rank keeps its share of the tokens, all-gather and "
         "reduce-scatter in place of all-reduce: less memory, norms and residual additions divided. Needs "
         "`tp` of 2 or more.");
-    KEY(parallel, overlap_chunks, integer, {1, 16},
+    KEY(parallel, overlap_chunks, integer, {0, 16},
         "Tensor-parallel collectives go out in up to this many chunks of tokens, of 16 MiB or more, each "
         "while "
-        "the next one is multiplied.");
+        "the next one is multiplied. 0: 4 between two GPUs whose copy engines carry them, else 1.");
     KEY(parallel, hierarchical, boolean,
         "CPU ranks on several hosts, equally many on each: data-parallel ranks sum inside their host first, "
         "and only "

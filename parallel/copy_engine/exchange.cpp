@@ -61,7 +61,7 @@ Window window_for(int ranks, CopyEngines use) {
     };
     if (use == CopyEngines::gathers) return {.ranks = ranks, .ring = {0, mib(32), 0}};
     if (use == CopyEngines::overlapped) return {.ranks = ranks, .ring = {mib(256), mib(64), 0}};
-    return {.ranks = ranks, .ring = {mib(64), mib(64), ranks == 2 ? mib(192) : 0}};
+    return {.ranks = ranks, .ring = {mib(64), mib(64), mib(192)}};
 }
 
 }  // namespace
@@ -71,7 +71,7 @@ std::shared_ptr<Exchange> Exchange::make(Communicator& ranks, int device, CopyEn
     const bool one_host =
         std::all_of(hosts.begin(), hosts.end(), [&](const std::string& host) { return host == hosts[0]; });
     if (use == CopyEngines::none || !one_host || ranks.size() < 2 ||
-        ranks.size() > kernels::cuda::kMaxSummedRanks)
+        ranks.size() > (use == CopyEngines::awaited ? 2 : kernels::cuda::kMaxSummedRanks))
         return nullptr;
     std::shared_ptr<Exchange> exchange(new Exchange(ranks, device, window_for(ranks.size(), use)));
     if (exchange->connect()) return exchange;

@@ -17,7 +17,6 @@ namespace levin::nccl {
 // max ignores a NaN unless all ranks have one there.
 class GpuCommunicator : public Communicator {
 public:
-    virtual bool copy_engines() const = 0;
     // Bracket the calls of a group: they go out as one launch.
     virtual void open_group() = 0;
     virtual void close_group() = 0;
