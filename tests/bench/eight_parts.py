@@ -1,11 +1,14 @@
 """The parts of tests/bench/eight_gpus: each function gives the cases of one, a case is one row of its table."""
 import dataclasses
 import functools
+import json
 import math
 import os
 import pathlib
 import signal
+import sys
 import threading
+import time
 
 import ranks
 
@@ -30,6 +33,8 @@ LAYOUTS = [  # ranks, settings
     (2, {"parallel.cp": 2}),
     (2, {"parallel.pp": 2}),
 ]
+PEERS = [  # model, how PyTorch spreads it, sequences of 8192 a GPU, seconds
+    ("tnl-385m", "ddp", 4, 60), ("tnl-1b", "fsdp", 2, 60), ("tnl-7b", "fsdp", 1, 80)]
 TINY = {"model.num_heads": 8, "model.num_layers": 4, "model.glu_dim": 256}
 
 
@@ -281,6 +286,51 @@ def exact(bench):
             killed, bench, "exact-killed", layout, undisturbed))
 
 
+def peers(bench):
+    """PyTorch on all GPUs. Its kernels are compiled by the CPU while levin has the GPUs; a peer waits for them."""
+    folder, gpus, warmed = pathlib.Path(__file__).resolve().parent / "peers", bench.options.gpus, threading.Event()
+    if bench.small:
+        warmed.set()  # the trial has no kernels
+    else:
+        yield Case("peers", "peers-warm", 0, 0, functools.partial(warm, bench, folder / "warm_fla.py", warmed))
+    for model, mode, batch, seconds in PEERS:
+        yield Case("peers", f"peers-{model}-{mode}", gpus, seconds, functools.partial(
+            peer, bench, f"peers-{model}-{mode}", model, mode, 1 if bench.small else batch, folder / "torch_multi.py",
+            warmed))
+
+
+def warm(bench, program, warmed, _):
+    """Leaves some cores to levin. Not a failure where it is one: peers compile what they do not find."""
+    try:
+        processes = max(2, (os.cpu_count() or 2) - 4 * bench.host.count)
+        cases = [f"{batch}:{model.removeprefix('tnl-')}" for model, _, batch, _ in PEERS]
+        ended, said = bench.host.call("peers-warm", range(bench.host.count), [
+            sys.executable, program, *cases, "--processes", str(processes)], max(bench.left(), 0))
+        bench.say("peers-warm: " + (ended or said.strip().splitlines()[-1]))
+    finally:
+        warmed.set()
+
+
+def peer(bench, name, model, mode, batch, program, warmed, numbers):
+    warmed.wait(max(bench.left(), 0))
+    length, gpus, begin = bench.length(8192), len(numbers), time.monotonic()
+    size, form = ("tiny", "plain") if bench.small else (model.removeprefix("tnl-"), "fused")
+    ended, said = bench.host.call(name, numbers, [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus), program, mode, size,
+        str(batch), str(length), form, "--device", bench.options.device], max(0, min(180, bench.left())))
+    row = {"model": model, "layout": {"ddp": "PyTorch DDP", "fsdp": "PyTorch FSDP2"}[mode],
+           "batch": f"{batch} x {length} a GPU", "GPUs": gpus}
+    if ended:
+        no_memory = "out of memory" in said
+        if not no_memory:
+            bench.fail(name, ended)
+        return {**row, "tokens/s": ranks.NO_MEMORY if no_memory else ended[:60]}
+    result = json.loads(next(line for line in said.splitlines() if line.startswith("{")))
+    speed = result["tokens_per_second"]
+    return {**row, "tokens/s": round(speed), "tokens/s a GPU": round(speed / gpus),
+            "GiB a GPU": rounded(result["memory_gib"]), "seconds": round(time.monotonic() - begin)}
+
+
 def in_order_of_worth(bench, parts):
     """Each part's most telling runs first, packed so that runs on few GPUs fill the host together."""
     everything = [case for part in parts for case in globals()[part](bench) if case.gpus <= bench.options.gpus]
@@ -291,6 +341,8 @@ def in_order_of_worth(bench, parts):
             everything.remove(case)
         return found
 
-    order = some("scaling", 4) + some("exact", 2) + some("scaling", 4) + some("tensor", 4) + some("exact")
-    order += some("large") + some("scaling") + some("context", 5) + some("tensor")
+    order = [case for case in everything if case.gpus == 0]
+    everything = [case for case in everything if case.gpus]
+    order += some("scaling", 4) + some("exact", 2) + some("scaling", 4) + some("tensor", 4) + some("exact")
+    order += some("large") + some("scaling") + some("context", 5) + some("tensor") + some("peers")
     return order + some("context")

@@ -1,6 +1,7 @@
 """Training runs of levin on some of a host's devices, ended as soon as they have written enough rows.
 
-Host gives devices out in order and starts the runs; train() is one run. Used by tests/bench/eight_gpus.
+Host gives devices out in order and starts the runs: train() is one of levin, call() one of any other program. Used by
+tests/bench/eight_gpus.
 """
 import array
 import contextlib
@@ -119,6 +120,26 @@ class Host:
         common = {"run.folder": run_folder, "trainer.device": self.device, "trainer.eval_every": 0, "log.report": "false",
                   "log.tensorboard": "false", "schedule.warmup_steps": 100, "trainer.steps": 100000, **settings}
         return ["train", str(ROOT / "configs" / config), *(f"{key}={value}" for key, value in common.items())]
+
+    def call(self, name, numbers, command, limit):
+        """Any program, at most `limit` seconds: how it ended ("" for status 0) and what it said, which NAME.txt keeps."""
+        log, until = self.folder / f"{name}.txt", time.monotonic() + limit
+        with log.open("w") as out:
+            process = subprocess.Popen(command, stdout=out, cwd=ROOT, stderr=subprocess.STDOUT,
+                                       env=self.environment_of(numbers), start_new_session=True)
+            try:
+                while process.poll() is None and time.monotonic() < until and not self.stopped:
+                    time.sleep(0.1)
+                status = process.poll()
+            finally:
+                end(process)
+        said = log.read_text(errors="replace")
+        if status == 0:
+            return "", said
+        if status is None:
+            return "stopped" if self.stopped else f"not done after {limit:.0f} s", said
+        errors = [line for line in said.splitlines() if "Error" in line and "ChildFailedError" not in line]
+        return f"status {status}: " + " ".join((errors or said.splitlines())[-1:])[:300], said
 
     def train(self, name, numbers, config, settings, rows, limit, restarts=None, watch=None):
         """Runs until `rows` rows are written, the program ends or `limit` seconds are over. With `restarts` it is started

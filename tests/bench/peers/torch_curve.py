@@ -84,16 +84,6 @@ def norm(x):
     return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
 
 
-def linear_attention(q, k, v, slopes):
-    """o_t = sum_{s <= t} exp(-slope (t - s)) (q_t . k_s) v_s; q, k, v [batch, length, heads, width]."""
-    if q.is_cuda:
-        return quick_fla.linear_attention(q, k, v, slopes)
-    t = torch.arange(q.shape[1])
-    distance = (t[:, None] - t).clamp(min=0)
-    weights = torch.exp(-slopes.view(-1, 1, 1) * distance).tril()
-    return torch.einsum("bthc,bshc,hts,bshd->bthd", q, k, weights, v)
-
-
 class Layer(nn.Module):
     def __init__(self, weights, prefix, heads, layer, layers):
         super().__init__()
@@ -120,7 +110,7 @@ class Layer(nn.Module):
         q, k, v = F.silu(q).view(shape), F.silu(k).view(shape), v.contiguous().view(shape)
         if self.theta is not None:
             q, k = self.turned(q), self.turned(k)
-        o = linear_attention(q, k, v, self.slopes).reshape(batch, length, width)
+        o = quick_fla.linear_attention(q, k, v, self.slopes).reshape(batch, length, width)
         x = x + F.linear(u * norm(o), self.out_proj)
         y = norm(x)
         return x + F.linear(F.linear(y, self.l1) * F.linear(y, self.l2), self.l3)

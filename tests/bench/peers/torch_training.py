@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 
 # width, heads, inner width of the GLU, layers: those of configs/models
-SIZES = {"tnl": {"385m": (1024, 8, 2816, 24), "1b": (2048, 16, 5632, 16), "3b": (2560, 20, 6912, 32)},
+SIZES = {"tnl": {"385m": (1024, 8, 2816, 24), "1b": (2048, 16, 5632, 16), "3b": (2560, 20, 6912, 32),
+                 "7b": (4096, 32, 11008, 30), "tiny": (256, 8, 256, 4)},  # tiny: for trials
          "transformer": {"385m": (1024, 8, 2816, 26), "1b": (2048, 16, 5632, 17)}}
 VOCAB = 64000
 
@@ -24,6 +25,9 @@ def norm(x):
 
 @torch.compiler.disable
 def linear_attention(q, k, v, decay):
+    if not q.is_cuda:
+        import quick_fla
+        return quick_fla.linear_attention(q, k, v, -decay)
     from fla.ops.simple_gla import chunk_simple_gla
     return chunk_simple_gla(q, k, v, g_gamma=decay, scale=1.0)[0]
 
