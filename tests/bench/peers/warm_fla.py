@@ -5,9 +5,9 @@
 A peer alone compiles one candidate of its autotuner after the other, minutes before its first step. Here the calls are only
 noted, every candidate of each is compiled for the GPU of this machine (without one for an H200, as a trial) into the cache
 that Triton will look in (TRITON_CACHE_DIR, or its default), and nothing runs: the peers find all candidates compiled, time
-the same ones and make the same choice. A case is q, k and v in bf16, WIDTH that of a head (SIZE: heads and width of that
-model in torch_training.py), forward and backward, chunk kernels; `fused`: the fused-chunk ones; `few`: the candidates of
-quick_fla.py. The length does not matter as long as 16 divides it.
+the same ones and make the same choice. A case is q, k and v in bf16, WIDTH that of a head (32x16: of its keys and of
+its values; SIZE: heads and width of that model in torch_training.py), forward and backward, chunk kernels; `fused`: the
+fused-chunk ones; `few`: the candidates of quick_fla.py. The length does not matter as long as 16 divides it.
 """
 import argparse
 import multiprocessing
@@ -93,12 +93,12 @@ class Notes:
         jit.JITFunction.run = lambda function, *arguments, **named: self.add(function, arguments, named, None)
 
 
-def attention(batch, heads, width, form):
+def attention(batch, heads, key, value, form):
     """Calls what a layer calls, on tensors of the CPU whose numbers nobody looks at."""
     from fla.ops.common import fused_chunk
     from fla.ops.simple_gla import chunk
 
-    q, k, v, do = (torch.empty(batch, LENGTH, heads, width, dtype=torch.bfloat16) for _ in range(4))
+    q, k, v, do = (torch.empty(batch, LENGTH, heads, width, dtype=torch.bfloat16) for width in (key, key, value, value))
     decay = torch.empty(heads)
     if form == "fused":
         fused_chunk.fused_chunk_fwd(q=q, k=k, v=v, g=None, g_gamma=decay, scale=1.0, initial_state=None,
@@ -145,7 +145,7 @@ def compile_all(calls, processes):
 
 
 def case_of(text):
-    """(batch, heads, width of a head, form)."""
+    """(batch, heads, width of keys, of values, form)."""
     import torch_training
 
     sizes = torch_training.SIZES["tnl"]
@@ -154,10 +154,13 @@ def case_of(text):
         width, heads, *_ = sizes[parts[1]]
         parts[1:2] = [str(heads), str(width // heads)]
     form = parts[3] if len(parts) == 4 else ""
-    if len(parts) not in (3, 4) or not all(part.isdigit() for part in parts[:3]) or form not in (
+    numbers = [*parts[:2], *(parts[2].split("x") if len(parts) > 2 else [])]
+    if len(numbers) == 3:
+        numbers.append(numbers[2])
+    if len(parts) > 4 or len(numbers) != 4 or not all(number.isdigit() for number in numbers) or form not in (
             "", "fused", "few", "few-forward"):
-        raise argparse.ArgumentTypeError(f"{text} is not like 2:16:128:fused or 4:385m")
-    return *map(int, parts[:3]), form
+        raise argparse.ArgumentTypeError(f"{text} is not like 2:16:128:fused, 2:4:32x16 or 4:385m")
+    return *map(int, numbers), form
 
 
 def main():
