@@ -110,15 +110,19 @@ Mesh::Mesh(std::shared_ptr<Communicator> all, const Layout& layout, const MeshOp
         return all_->split(static_cast<int>(index_of(layout, fixed)),
                            static_cast<int>(index_of(layout, place_)), name, how);
     };
-    const auto copies = [&](CopyEngines use) { return options.copy_engines ? use : CopyEngines::none; };
-    tp_ = group("tp", true, false, false, false, {.copy_engines = copies(CopyEngines::awaited)});
-    cp_ = group("cp", false, true, false, false, {.copy_engines = copies(CopyEngines::gathers)});
+    const auto copies = [&](CopyEngines use, int64_t ranks) {
+        const bool wanted = options.copy_engines == CopyEngineGroups::all ||
+                            (options.copy_engines == CopyEngineGroups::pairs && ranks == 2);
+        return wanted ? use : CopyEngines::none;
+    };
+    tp_ = group("tp", true, false, false, false, {.copy_engines = copies(CopyEngines::awaited, layout.tp)});
+    cp_ = group("cp", false, true, false, false, {.copy_engines = copies(CopyEngines::gathers, layout.cp)});
     dp_ = group("dp", false, false, true, false);
     pp_ = group("pp", false, false, false, true);
     const auto host = static_cast<int>(first(static_cast<size_t>(all_->rank())) - hosts.begin());
-    replicas_ =
-        group("dp_cp", false, true, true, false,
-              {.copy_engines = copies(CopyEngines::overlapped), .host = options.hierarchical ? host : 0});
+    replicas_ = group("dp_cp", false, true, true, false,
+                      {.copy_engines = copies(CopyEngines::overlapped, layout.dp * layout.cp),
+                       .host = options.hierarchical ? host : 0});
     model_ = group("pp_tp", true, false, false, true);
     if (layout.pp > 1) {
         const Coordinates fixed{.pp = 0, .dp = place_.dp, .cp = place_.cp, .tp = place_.tp};

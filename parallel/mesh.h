@@ -30,9 +30,12 @@ Layout make_layout(int64_t ranks, int64_t tp, int64_t cp, int64_t pp);
 Coordinates coordinates_of(const Layout& layout, int64_t index);
 int64_t index_of(const Layout& layout, const Coordinates& place);
 
-// How replicas() talk: they move most, and the computation hides it.
+// In which groups copy engines carry what is large (CopyEngines), where they can.
+enum class CopyEngineGroups { none, pairs, all };
+
+// How the groups talk.
 struct MeshOptions {
-    bool copy_engines = true;  // those of tp() too
+    CopyEngineGroups copy_engines = CopyEngineGroups::pairs;
     // Inside each host and then between hosts, where these have equal numbers of ranks.
     bool hierarchical = true;
 };

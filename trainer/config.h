@@ -93,7 +93,7 @@ struct ParallelConfig {
     int64_t zero = 0;
     int64_t bucket_mib = 64;  // gradients reduced together
     GradientType gradient_dtype = GradientType::f32;
-    bool copy_engines = true;
+    CopyEngineGroups copy_engines = CopyEngineGroups::pairs;
     bool sequence_scatter = false;  // tokens between blocks, over tp
     int64_t overlap_chunks = 0;     // of a tensor-parallel collective; 0: what pays
     bool hierarchical = true;
@@ -154,6 +154,8 @@ template <>
 std::span<const EnumName<ScheduleType>> enum_names();
 template <>
 std::span<const EnumName<GradientType>> enum_names();
+template <>
+std::span<const EnumName<CopyEngineGroups>> enum_names();
 template <>
 std::span<const EnumName<DeviceType>> enum_names();
 template <>

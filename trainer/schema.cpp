@@ -17,6 +17,8 @@ LEVIN_ENUM_NAMES(Recompute, {Recompute::none, "none"}, {Recompute::selective, "s
 LEVIN_ENUM_NAMES(ScheduleType, {ScheduleType::cosine, "cosine"}, {ScheduleType::linear, "linear"},
                  {ScheduleType::constant, "constant"}, {ScheduleType::wsd, "wsd"})
 LEVIN_ENUM_NAMES(GradientType, {GradientType::f32, "f32"}, {GradientType::bf16, "bf16"})
+LEVIN_ENUM_NAMES(CopyEngineGroups, {CopyEngineGroups::none, "none"}, {CopyEngineGroups::pairs, "pairs"},
+                 {CopyEngineGroups::all, "all"})
 LEVIN_ENUM_NAMES(DeviceType, {DeviceType::cpu, "cpu"}, {DeviceType::cuda, "cuda"})
 LEVIN_ENUM_NAMES(DType, {DType::f32, "f32"}, {DType::bf16, "bf16"}, {DType::f64, "f64"})
 
@@ -282,11 +284,13 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "rounding of "
         "what each rank adds and of the sum; micro-batches are still added up in f32, the optimizer reads "
         "f32.");
-    KEY(parallel, copy_engines, boolean,
-        "Between GPUs of one host, large gradients, parameters and tensor-parallel products travel over the "
-        "copy engines, which leaves the multiprocessors to the computation. `false`: NCCL carries "
-        "everything, "
-        "as it does between hosts.");
+    KEY(parallel, copy_engines, choice<CopyEngineGroups>,
+        "Groups of GPUs of one host whose large gradients, parameters, states and (two ranks) "
+        "tensor-parallel "
+        "products travel over the copy engines, which leaves the multiprocessors to the computation and "
+        "takes "
+        "32 to 320 MiB of each GPU. `pairs`: groups of two; more ranks, whatever is small and everything "
+        "between hosts go over NCCL.");
     KEY(parallel, sequence_scatter, boolean,
         "Between blocks each tensor-parallel rank keeps its share of the tokens, all-gather and "
         "reduce-scatter in place of all-reduce: less memory, norms and residual additions divided. Needs "

@@ -271,6 +271,7 @@ void expanded_forward(const Stream& stream, const LightningForward& args,
 
 void expanded_state(const Stream& stream, const LightningState& args,
                     void (*attention)(const Stream&, const LightningState&)) {
+    if (!args.state && !args.kept_states) return;  // nobody wants anything
     const LightningShape& shape = args.shape;
     const Activated keys(stream, shape, args.keys, args.key_stride);
     const int64_t row = shape.heads * shape.key_width();

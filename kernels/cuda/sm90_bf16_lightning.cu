@@ -2,7 +2,8 @@
 // block.
 //
 // A chain cut into segments (lightning_plan.h) needs the state at each one's start: state_kernel makes what
-// every segment but the last adds to it, and the block of a segment sums what the segments before it add.
+// each segment adds to it (attention needs all but the last), and the block of a segment sums what the
+// segments before it add.
 //
 // A block is four warpgroups, in state_kernel five. The loader starts the copies of raw operands into the
 // stages in shared memory (TMA); the activator, or two, applies silu to them where they lie; two consumers
@@ -266,7 +267,7 @@ __device__ inline Chain without_faded(const Work& work) {
     return chain;
 }
 
-// What each segment adds to the state, for segments that have a next one. STEP 1: KV, -1: dKV.
+// What each segment adds to the state. STEP 1: KV, -1: dKV.
 template <int STEP>
 __global__ void __launch_bounds__(StateLayout::kThreads, 1)
     state_kernel(const __grid_constant__ StateWork args) {

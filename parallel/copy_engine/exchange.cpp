@@ -11,6 +11,7 @@
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/driver.h"
 #include "kernels/cuda/rank_sum.h"
+#include "kernels/device_memory.h"
 #include "parallel/agreement.h"
 #include "parallel/host.h"
 
@@ -57,7 +58,7 @@ char* bytes_of(const Tensor& tensor) { return static_cast<char*>(tensor.data());
 // to go on meanwhile. What is awaited comes in tens of MiB.
 Window window_for(int ranks, CopyEngines use) {
     const auto mib = [&](size_t whole) {
-        return (whole << 20) / static_cast<size_t>(ranks - 1) / 4096 * 4096;
+        return (whole << 20) / static_cast<size_t>(ranks - 1) / 4096 * 4096 - 8192;
     };
     if (use == CopyEngines::gathers) return {.ranks = ranks, .ring = {0, mib(32), 0}};
     if (use == CopyEngines::overlapped) return {.ranks = ranks, .ring = {mib(256), mib(64), 0}};
@@ -97,6 +98,7 @@ bool Exchange::connect() {
     const MemoryScope scope(MemoryCategory::workspace);
     memory_ =
         Tensor::empty({static_cast<int64_t>(window_.bytes())}, DType::u8, Device{DeviceType::cuda, device_});
+    kernels::synchronize(memory_.stream());  // what used this memory before has ended
     const size_t flags = window_.place(Kind::reduce, 0, 1);
     LEVIN_CUDA_CHECK(cudaMemsetAsync(memory_.data(), 0, flags, stream(Queue::sums)));
     LEVIN_CUDA_CHECK(cudaStreamSynchronize(stream(Queue::sums)));
@@ -121,9 +123,9 @@ bool Exchange::connect() {
 Exchange::~Exchange() {
     if (abandoned_ || std::uncaught_exceptions() > 0) return;
     cudaSetDevice(device_);
-    stream(Queue::user) = nullptr;
     for (cudaStream_t one : streams_)
         if (one) cudaStreamSynchronize(one);
+    stream(Queue::user) = nullptr;  // the others are ours
     for (char* peer : peers_)
         if (peer) cudaIpcCloseMemHandle(peer);
     try {

@@ -18,7 +18,8 @@ namespace levin::copy_engine {
 class Exchange {
 public:
     // Collective over `ranks`, whose GPU is `device`. Null on all of them when a rank is on another host, a
-    // GPU cannot reach a peer's memory, or there are more than 8. The window takes 32 to 320 MiB.
+    // GPU cannot reach a peer's memory, or there are more than 8, awaited more than 2. The window takes up to
+    // 32 (gathers) or 320 MiB.
     static std::shared_ptr<Exchange> make(Communicator& ranks, int device, CopyEngines use);
     // Collective, with nothing in flight; abandon() first when the peers may not come.
     ~Exchange();
@@ -43,6 +44,8 @@ public:
     // swaps begun so far, on the stream that needs one of them. A swap that is never settled stops the peer.
     bool can_swap(size_t bytes) const { return schedule_.can_swap(bytes); }
     uint64_t swap(const Tensor& tensor, cudaEvent_t ready);
+    // Where it travels, one after another.
+    cudaStream_t swap_stream() const { return streams_[static_cast<size_t>(Queue::swap_out)]; }
     void settle(uint64_t swap, cudaStream_t stream);
 
     // The job is coming down: the destructor waits for nothing.

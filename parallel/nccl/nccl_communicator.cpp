@@ -127,6 +127,8 @@ struct Link {
 class NcclWork : public Work {
 public:
     // `settle` queues what is left of the operation on the stream that needs its result; empty: nothing is.
+    // Such a work ends by wait() alone: when ranks settle decides how they carry the next one, so all do it
+    // alike.
     NcclWork(std::shared_ptr<Link> link, std::shared_ptr<Event> done, std::vector<Tensor> tensors,
              std::function<void(cudaStream_t)> settle = {})
         : link_(std::move(link)),
@@ -145,7 +147,6 @@ public:
 
     bool test() override {
         link_->check();
-        if (settle_) hold_back(tensors_[0].stream());
         return done_->recorded() && done_->ended();
     }
 
@@ -340,8 +341,12 @@ private:
     Pending swap(const Tensor& tensor) {
         const std::shared_ptr<Event> done = new_end();
         announce("all_reduce", {tensor}, done);
-        note_start(done);
+        const cudaStream_t stream = exchange_->swap_stream();
+        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(stream, ready_));
+        const std::shared_ptr<Event> sent = new_end();
+        note_start(sent, stream);
         const uint64_t number = exchange_->swap(tensor, ready_);
+        sent->record(stream);
         return std::make_shared<NcclWork>(
             link_, done, std::vector<Tensor>{tensor},
             [exchange = exchange_, number](cudaStream_t user) { exchange->settle(number, user); });
@@ -367,7 +372,7 @@ private:
     Pending launch(const std::string& call, std::vector<Tensor> tensors, const Body& body) {
         const std::shared_ptr<Event> done = group_ ? group_ : new_end();
         announce(call, tensors, done);
-        if (!group_ || !group_began_) note_start(done);
+        if (!group_ || !group_began_) note_start(done, link_->stream);
         group_began_ = true;
         body();
         if (!group_) {
@@ -386,12 +391,12 @@ private:
         return std::make_shared<Event>(link_->device, CommunicationMeter::current() != nullptr);
     }
 
-    // A launch, which `done` will end, comes next on the stream.
-    void note_start(const std::shared_ptr<Event>& done) {
+    // What `done` will end comes next on the stream.
+    void note_start(const std::shared_ptr<Event>& done, cudaStream_t stream) {
         CommunicationMeter* meter = CommunicationMeter::current();
         if (!meter || !done->timed()) return;
         const auto start = std::make_shared<Event>(link_->device, true);
-        start->record(link_->stream);
+        start->record(stream);
         meter->add_later(link_->name, [start, done]() -> std::optional<CommunicationTime> {
             const std::optional<double> ms = ms_between(*start, *done);
             if (!ms) return std::nullopt;
