@@ -45,6 +45,7 @@ class Case:
     gpus: int
     seconds: float  # it takes about so long; not started with less time left
     run: object     # function of the numbers of its devices -> the row of the table
+    needs: str = ""  # the case it is compared with: not run without it
 
 
 def rounded(value):
@@ -270,20 +271,20 @@ def exact(bench):
     gpus = bench.options.gpus
     alone, alone_f32, undisturbed = Losses(), Losses(), Losses()
 
-    def case(name, precision, layout, count, reference, kept, seconds):
+    def case(name, precision, layout, count, reference, kept, seconds, needs=""):
         return Case("exact", name, count, seconds, functools.partial(
-            exactly, bench, name, precision, layout, reference, kept))
+            exactly, bench, name, precision, layout, reference, kept), needs)
 
     yield case("exact-alone", "f64", {}, 1, None, alone, 30)
     yield case("exact-alone-f32", "f32", {}, 1, None, alone_f32, 12)
     for count, layout in [one for one in LAYOUTS if one[0] <= gpus][:8]:
         name = f"exact-{count}-" + "-".join(f"{key.split('.')[1]}{value}" for key, value in layout.items())
-        yield case(name, "f64", layout, count, alone, None, 15)
+        yield case(name, "f64", layout, count, alone, None, 15, "exact-alone")
     if gpus > 1:
         layout = {"parallel.zero": 3, "parallel.tp": 2}
-        yield case(f"exact-{gpus}-f32", "f32", layout, gpus, alone_f32, undisturbed, 10)
+        yield case(f"exact-{gpus}-f32", "f32", layout, gpus, alone_f32, undisturbed, 10, "exact-alone-f32")
         yield Case("exact", "exact-killed", gpus, 40, functools.partial(
-            killed, bench, "exact-killed", layout, undisturbed))
+            killed, bench, "exact-killed", layout, undisturbed), f"exact-{gpus}-f32")
 
 
 def peers(bench):
