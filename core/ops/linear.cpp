@@ -12,11 +12,9 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias,
                 "x {} {} and weight {} {} do not fit", to_string(xv.dtype()), to_string(xv.shape()),
                 to_string(w.dtype()), to_string(w.shape()));
     Tensor y = Tensor::empty({xv.rows(), w.dim(0)}, xv.dtype(), xv.device());
-    const auto form = [xv, w, y, b = bias.defined() ? bias.value() : Tensor{}](int64_t begin, int64_t count) {
-        if (count == 0) return;
-        const Tensor columns = y.narrow(-1, begin, count);
-        product(xv, false, w.narrow(0, begin, count), true, columns);
-        if (b.defined()) add_bias(columns, b.narrow(0, begin, count), columns);
+    const bool has_bias = bias.defined();
+    const auto form = [xv, w, y, b = has_bias ? bias.value() : Tensor{}](int64_t begin, int64_t count) {
+        product_columns(xv, w, b, y, begin, count);
     };
     if (first) {
         form(first->begin, first->count);
@@ -30,7 +28,6 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias,
     }
 
     std::vector<Variable> inputs{x, weight};
-    const bool has_bias = bias.defined();
     if (has_bias) inputs.push_back(bias);
     return record("linear", inputs, y,
                   [saved = Saved(0, x, weight), w, has_bias](const Tensor& dy, Gradients& inputs) {

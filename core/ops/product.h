@@ -37,6 +37,15 @@ inline void add_bias(const Tensor& x, const Tensor& bias, const Tensor& y) {
                                    .y_stride = y.row_stride()});
 }
 
+// Columns begin .. begin + count of y = x w^T + bias (undefined: none), formed where they lie in y.
+inline void product_columns(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& y,
+                            int64_t begin, int64_t count) {
+    if (count == 0) return;
+    const Tensor columns = y.narrow(-1, begin, count);
+    product(x, false, w.narrow(0, begin, count), true, columns);
+    if (bias.defined()) add_bias(columns, bias.narrow(0, begin, count), columns);
+}
+
 // The gradient of a bias: sum = beta * sum + sum over rows of dy.
 inline void sum_rows(const Tensor& dy, const Tensor& sum, double beta) {
     kernels::column_sum(dy.stream(), {.rows = dy.rows(),

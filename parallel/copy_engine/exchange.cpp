@@ -6,7 +6,6 @@
 #include <cstring>
 #include <exception>
 #include <fstream>
-#include <iterator>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/driver.h"
@@ -156,11 +155,13 @@ void Exchange::join(cudaStream_t joined) {
     }
 }
 
-void Exchange::run(const Steps& steps, const Tensor& source, const Tensor& target) {
+void Exchange::run(const Steps& steps, const Tensor& source, const Tensor& target,
+                   std::optional<Step::Action> only) {
     const char* from = bytes_of(source);
     char* to = bytes_of(target);
     char* window = bytes_of(memory_);
     for (const Step& step : steps) {
+        if (only && step.action != *only) continue;
         const cudaStream_t queue = stream(step.queue);
         char* peer = step.peer < 0 ? nullptr : peers_[static_cast<size_t>(step.peer)];
         switch (step.action) {
@@ -212,9 +213,8 @@ void Exchange::all_gather(const Tensor& part, const Tensor& whole, cudaEvent_t r
     run(schedule_.all_gather(part.bytes()), part, whole);
 }
 
-uint64_t Exchange::swap(const Tensor& tensor, cudaEvent_t ready) {
+uint64_t Exchange::swap(const Tensor& tensor) {
     LEVIN_CUDA_CHECK(cudaSetDevice(device_));
-    LEVIN_CUDA_CHECK(cudaStreamWaitEvent(stream(Queue::swap_out), ready));
     Schedule::Swap halves = schedule_.swap(tensor.bytes());
     run(halves.out, tensor, tensor);
     cudaEvent_t sent = nullptr;
@@ -238,12 +238,7 @@ void Exchange::settle(uint64_t swap, cudaStream_t user) {
     for (const Half& half : swaps_)
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(user, half.sent));  // the sum takes the place of what is sent
     for (const Step::Action action : {Step::Action::wait, Step::Action::sum, Step::Action::signal})
-        for (const Half& half : swaps_) {
-            Steps steps;
-            std::copy_if(half.steps.begin(), half.steps.end(), std::back_inserter(steps),
-                         [&](const Step& step) { return step.action == action; });
-            run(steps, half.tensor, half.tensor);
-        }
+        for (const Half& half : swaps_) run(half.steps, half.tensor, half.tensor, action);
     for (const Half& half : swaps_) {
         schedule_.settled(half.tensor.bytes());
         spare_.push_back(half.sent);

@@ -8,6 +8,7 @@
 #include <cuda_runtime_api.h>
 
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "parallel/communicator.h"
@@ -43,8 +44,8 @@ public:
     // all_reduce of two ranks as a swap: it needs no multiprocessor before settle() queues the sums, of all
     // swaps begun so far, on the stream that needs one of them. A swap that is never settled stops the peer.
     bool can_swap(size_t bytes) const { return schedule_.can_swap(bytes); }
-    uint64_t swap(const Tensor& tensor, cudaEvent_t ready);
-    // Where it travels, one after another.
+    uint64_t swap(const Tensor& tensor);
+    // Where swaps travel, one after another; let it wait until the tensor is ready.
     cudaStream_t swap_stream() const { return streams_[static_cast<size_t>(Queue::swap_out)]; }
     void settle(uint64_t swap, cudaStream_t stream);
 
@@ -59,7 +60,9 @@ private:
     };
     Exchange(Communicator& ranks, int device, const Window& window);
     bool connect();
-    void run(const Steps& steps, const Tensor& source, const Tensor& target);
+    // `only`: the steps of this action.
+    void run(const Steps& steps, const Tensor& source, const Tensor& target,
+             std::optional<Step::Action> only = {});
     void begin(cudaEvent_t ready, std::initializer_list<Queue> queues);
     cudaStream_t& stream(Queue queue) { return streams_[static_cast<size_t>(queue)]; }
 

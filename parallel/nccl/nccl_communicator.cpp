@@ -345,7 +345,7 @@ private:
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(stream, ready_));
         const std::shared_ptr<Event> sent = new_end();
         note_start(sent, stream);
-        const uint64_t number = exchange_->swap(tensor, ready_);
+        const uint64_t number = exchange_->swap(tensor);
         sent->record(stream);
         return std::make_shared<NcclWork>(
             link_, done, std::vector<Tensor>{tensor},

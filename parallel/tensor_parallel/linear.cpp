@@ -5,6 +5,7 @@ namespace levin::tensor_parallel {
 
 using ops::add_bias;
 using ops::product;
+using ops::product_columns;
 using ops::sum_rows;
 
 namespace {
@@ -29,28 +30,19 @@ Variable column_linear(const Variable& x, const Variable& weight, const Variable
     check("column_linear", xv, w);
     Tensor y = Tensor::empty({shares.tokens(), w.dim(0)}, xv.dtype(), xv.device());
     InFlight whole = shares.start_gather({xv});
-    const auto form = [w, y](const Tensor& x_rows, int64_t row, int64_t begin, int64_t count) {
-        if (count > 0)
-            product(x_rows, false, w.narrow(0, begin, count), true,
-                    y.narrow(0, row, x_rows.rows()).narrow(-1, begin, count));
+    const bool has_bias = bias.defined();
+    const auto form = [w, y, b = has_bias ? bias.value() : Tensor{}](const Tensor& x_rows, int64_t row,
+                                                                     int64_t begin, int64_t count) {
+        product_columns(x_rows, w, b, y.narrow(0, row, x_rows.rows()), begin, count);
     };
     const int64_t begin = first ? first->begin : 0, end = begin + (first ? first->count : w.dim(0));
     whole.each(
         [&](int64_t row, int64_t rows) { form(whole[0].narrow(0, row, rows), row, begin, end - begin); });
-    const bool has_bias = bias.defined();
-    const auto add = [y, b = has_bias ? bias.value() : Tensor{}](int64_t from, int64_t count) {
-        if (!b.defined() || count == 0) return;
-        const Tensor columns = y.narrow(-1, from, count);
-        add_bias(columns, b.narrow(0, from, count), columns);
-    };
-    add(begin, end - begin);
     if (first)
         first->form_rest = [=, all = whole[0].narrow(0, 0, shares.tokens()), width = w.dim(0)] {
             const OpScope scope("column_linear");
-            for (const auto& [from, to] : {std::pair{int64_t{0}, begin}, std::pair{end, width}}) {
-                form(all, 0, from, to - from);
-                add(from, to - from);
-            }
+            form(all, 0, 0, begin);
+            form(all, 0, end, width - end);
         };
     // x is kept, also with selective recomputation: formed again it would come after the sum of dx, and the
     // weight gradient could not hide it.
