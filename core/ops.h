@@ -71,6 +71,9 @@ struct TokenLayout {
     std::shared_ptr<const std::vector<int32_t>> borders = {};  // cu_seqlens on the host, where it is known
     // Context parallelism: these rows are one chunk of longer ones, and this says what other ranks hold.
     std::shared_ptr<const SequenceChunks> chunks = {};
+    // Chunks of slice after slice, one behind the other in these rows; of this layout itself only tokens()
+    // counts.
+    std::shared_ptr<const std::vector<TokenLayout>> slices = {};
     int64_t tokens() const { return batch * length; }
     int64_t sequences() const { return cu_seqlens.defined() ? cu_seqlens.count() - 1 : batch; }
 };

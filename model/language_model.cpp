@@ -144,8 +144,10 @@ Residual LanguageModel::run_layers(StageLayers range, Residual stream, const ops
             "trainer.recompute_slice is {} and a batch has {} tokens, which parallel.sequence_scatter "
             "divides over ranks: they are not cut once more; set one of the two to 0 or false",
             slice_tokens_, layout.tokens());
-        if (slices->size() == 1 && !gradients_enabled()) slices = nullptr;
+        if (slices->size() == 1 && !layout.slices && !gradients_enabled()) slices = nullptr;
     }
+    LEVIN_CHECK(slices || !layout.slices, "model",
+                "a layout in {} slices for a model that does not recompute in slices", layout.slices->size());
     for (size_t i = 0; i < layers_.size(); ++i) {
         const Layer& layer = layers_[i];
         if (layer.index < range.first || layer.index >= range.last) continue;
@@ -161,18 +163,38 @@ Variable LanguageModel::embed(const Tensor& ids, double scale) const {
                                       tp_.shares(ids.count()));
 }
 
+namespace {
+
+// In its row, of every token.
+std::vector<int32_t> positions_of(const ops::TokenLayout& layout) {
+    std::vector<int32_t> positions;
+    const auto add = [&](const ops::TokenLayout& part) {
+        for (int64_t t = 0; t < part.tokens(); ++t)
+            positions.push_back(static_cast<int32_t>(part.first_position + t % part.length));
+    };
+    if (!layout.slices)
+        add(layout);
+    else
+        for (const ops::TokenLayout& slice : *layout.slices) add(slice);
+    return positions;
+}
+
+}  // namespace
+
 Residual LanguageModel::begin(const Tensor& ids, const ops::TokenLayout& layout) const {
     const double scale = config_.scale_embedding ? std::sqrt(static_cast<double>(config_.hidden_size)) : 1.0;
     Residual stream{embed(ids, scale), {}};
     if (position_embedding_.defined()) {
-        LEVIN_REQUIRE(layout.first_position + layout.length <= config_.max_position, "model",
-                      "position {} is beyond model.max_position {}: absolute positions end there",
-                      layout.first_position + layout.length - 1, config_.max_position);
+        const std::vector<int32_t> of_tokens = positions_of(layout);
+        const int32_t last = *std::max_element(of_tokens.begin(), of_tokens.end());
+        LEVIN_REQUIRE(last < config_.max_position, "model",
+                      "position {} is beyond model.max_position {}: absolute positions end there", last,
+                      config_.max_position);
         const tensor_parallel::TokenShares shares = tp_.shares(layout.tokens());
-        std::vector<int32_t> positions;
+        std::vector<int32_t> positions(static_cast<size_t>(shares.rows()));
         for (int64_t row = 0; row < shares.rows(); ++row)
-            positions.push_back(
-                static_cast<int32_t>(layout.first_position + shares.token_of(row) % layout.length));
+            positions[static_cast<size_t>(row)] =
+                of_tokens[static_cast<size_t>(shares.token_of(row)) % of_tokens.size()];
         stream.branch =
             ops::embedding(position_embedding_, Tensor::from({shares.rows()}, positions, device_));
     }

@@ -66,8 +66,9 @@ public:
     void load(const std::map<std::string, Tensor>& values);
 
     // Output of the final norm, [tokens, hidden_size]. With context parallelism ids and layout are this
-    // rank's chunk (chunk_layout). Not with a pipeline. ids i32 [layout.tokens()] on the device. With a
-    // state, the tokens continue the sequence: layout.first_position is taken from it and it is advanced.
+    // rank's chunk (chunk_layout, with slice_tokens()). Not with a pipeline. ids i32 [layout.tokens()] on the
+    // device. With a state, the tokens continue the sequence: layout.first_position is taken from it and it
+    // is advanced.
     Variable hidden(const Tensor& ids, ops::TokenLayout layout, DecodeState* state = nullptr) const;
     // Loss over targets (i32 [tokens], negative: does not count); see ops::linear_cross_entropy. With context
     // parallelism the sum over this rank's tokens, with tensor parallelism the same on all ranks.
@@ -96,6 +97,7 @@ public:
         recomputation_ = mode;
         slice_tokens_ = slice_tokens;
     }
+    int64_t slice_tokens() const { return recomputation_ == Recomputation::full ? slice_tokens_ : 0; }
 
 private:
     Variable parameter(const std::string& name) const;  // undefined when the model has none of this name

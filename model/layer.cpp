@@ -76,22 +76,23 @@ Variable Layer::lightning(const ModelConfig& config, const Variable& x, const To
                              .qk_activation = config.qk_activation,
                              .v_activation = config.v_activation(),
                              .theta = theta};
-    Variable o;
+    if (state) {
+        options.initial_state = state->kv;
+        options.want_final_state = true;
+    }
+    LightningResult attended;
     if (layout.chunks) {
-        o = context_parallel::lightning_attention(parts[0], parts[1], parts[2], options, layout, cp, [&] {
-            keys_and_values.form_rest();
-            form_gate();
-        });
+        attended =
+            context_parallel::lightning_attention(parts[0], parts[1], parts[2], options, layout, cp, [&] {
+                keys_and_values.form_rest();
+                form_gate();
+            });
     } else {
-        if (state) {
-            options.initial_state = state->kv;
-            options.want_final_state = true;
-        }
-        const LightningResult attended = lightning_attention(parts[0], parts[1], parts[2], options, layout);
-        if (state) state->kv = attended.final_state;
-        o = attended.output;
+        attended = lightning_attention(parts[0], parts[1], parts[2], options, layout);
         form_gate();
     }
+    if (state) state->kv = attended.final_state;
+    const Variable o = attended.output;
 
     const Activation gate = multiply_gate ? Activation::none : Activation::sigmoid;
     if (tp && config.norm == Norm::simplermsnorm)  // the norm rides in the projection's sum

@@ -1,14 +1,11 @@
 #include "model/slices.h"
 
-#include <algorithm>
-
 #include "core/transfer.h"
+#include "parallel/context_parallel/chunks.h"
 
 namespace levin {
 
 namespace {
-
-int64_t rounded_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 class Cutter {
 public:
@@ -64,11 +61,10 @@ private:
 
     // One sequence that is too long.
     void pieces(int64_t begin, int64_t end) {
-        const int64_t length = end - begin, count = (length + most_ - 1) / most_;
-        const int64_t piece = std::min(most_, rounded_up((length + count - 1) / count, 128));  // whole tiles
-        for (int64_t at = begin; at < end; at += piece) {
-            const int64_t rows = std::min(piece, end - at);
-            add(rows, at > begin, {.batch = 1, .length = rows});
+        const std::vector<int64_t> borders = cut_evenly(end - begin, most_, 128);  // whole tiles
+        for (size_t i = 0; i + 1 < borders.size(); ++i) {
+            const int64_t rows = borders[i + 1] - borders[i];
+            add(rows, i > 0, {.batch = 1, .length = rows});
         }
     }
 
@@ -81,13 +77,20 @@ private:
 }  // namespace
 
 LayerSlices cut_into_slices(const ops::TokenLayout& layout, int64_t most) {
+    if (layout.slices) {
+        LayerSlices result{.rows = {}, .layouts = *layout.slices};
+        int64_t begin = 0;
+        for (const ops::TokenLayout& slice : *layout.slices) {
+            result.rows.push_back({begin, slice.tokens(), slice.chunks->continues()});
+            begin += slice.tokens();
+        }
+        return result;
+    }
     if (most <= 0 || layout.tokens() <= most)
         return {.rows = {{.begin = 0, .rows = layout.tokens()}}, .layouts = {layout}};
-    LEVIN_REQUIRE(
-        !layout.chunks, "model",
-        "trainer.recompute_slice is {} and a rank of parallel.cp has {} tokens at once: chunks are not "
-        "cut; set trainer.recompute_slice=0 or parallel.cp=1",
-        most, layout.tokens());
+    LEVIN_CHECK(!layout.chunks, "model",
+                "a chunk of {} tokens for slices of {}: give chunk_layout their size, it cuts both ways",
+                layout.tokens(), most);
     LEVIN_CHECK(!layout.cu_seqlens.defined() || layout.borders, "model",
                 "packed documents in slices: the host needs their borders too (TokenLayout::borders)");
     return Cutter(layout, most).cut();

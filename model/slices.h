@@ -18,7 +18,7 @@ struct LayerSlices {
 // Cuts a matrix of tokens into slices of `most` tokens at most (0: one slice of all). Whole sequences, or
 // whole packed documents, stay together as long as they fit; a longer one is cut by itself, into pieces of
 // about the same length. Packed documents need layout.borders; those of the slices go to the device of
-// cu_seqlens. Throws Error(input) for a chunk of context parallelism that would have to be cut.
+// cu_seqlens. With context parallelism the slices are those that chunk_layout made.
 LayerSlices cut_into_slices(const ops::TokenLayout& layout, int64_t most);
 
 }  // namespace levin

@@ -27,13 +27,14 @@ void validate(const Config& config) {
                   "recomputation; set trainer.recompute=full, or trainer.recompute_slice=0",
                   trainer.recompute_slice, enum_name(trainer.recompute));
     const auto& mixer = config.model.mixer;
-    LEVIN_REQUIRE(trainer.recompute_slice == 0 || trainer.recompute_slice >= trainer.sequence_length ||
+    const int64_t cp = config.parallel.cp, share = (trainer.sequence_length + cp - 1) / cp;
+    LEVIN_REQUIRE(trainer.recompute_slice == 0 || trainer.recompute_slice >= share ||
                       std::find(mixer.begin(), mixer.end(), Mixer::softmax) == mixer.end(),
                   where,
-                  "trainer.recompute_slice is {} and trainer.sequence_length {}: softmax attention "
-                  "(model.mixer) needs a sequence whole; set trainer.recompute_slice=0 or {}, or "
+                  "trainer.recompute_slice is {} and a rank has {} tokens of each sequence: softmax "
+                  "attention (model.mixer) needs a sequence whole; set trainer.recompute_slice=0 or {}, or "
                   "model.mixer=lightning",
-                  trainer.recompute_slice, trainer.sequence_length, trainer.sequence_length);
+                  trainer.recompute_slice, share, share);
     LEVIN_REQUIRE(
         config.model.position != Position::absolute || trainer.sequence_length <= config.model.max_position,
         where,
@@ -82,15 +83,13 @@ Layout layout_of(const Config& config, int64_t ranks) {
         layout.cp, config.trainer.sequence_length, config.trainer.sequence_length);
     const TrainerConfig& trainer = config.trainer;
     const int64_t tokens = trainer.micro_batch * ((trainer.sequence_length + layout.cp - 1) / layout.cp);
-    LEVIN_REQUIRE((layout.cp == 1 && !parallel.sequence_scatter) || trainer.recompute_slice == 0 ||
-                      trainer.recompute_slice >= tokens,
-                  where,
-                  "trainer.recompute_slice is {} and a rank has {} tokens of a micro-batch, divided over "
-                  "ranks by {}: they "
-                  "are not cut once more; set trainer.recompute_slice=0 or {}",
-                  trainer.recompute_slice, tokens,
-                  layout.cp > 1 ? "parallel.cp" : "parallel.sequence_scatter",
-                  layout.cp > 1 ? "parallel.cp=1" : "parallel.sequence_scatter=false");
+    LEVIN_REQUIRE(
+        !parallel.sequence_scatter || trainer.recompute_slice == 0 || trainer.recompute_slice >= tokens,
+        where,
+        "trainer.recompute_slice is {} and a rank has {} tokens of a micro-batch, which "
+        "parallel.sequence_scatter divides over ranks: they are not cut once more; set "
+        "trainer.recompute_slice=0 or parallel.sequence_scatter=false",
+        trainer.recompute_slice, tokens);
     return layout;
 }
 

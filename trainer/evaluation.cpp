@@ -9,11 +9,14 @@
 
 namespace levin {
 
-DeviceBatch to_device(const Batch& batch, const Device& device, const Mesh* mesh) {
+DeviceBatch to_device(const Batch& batch, const LanguageModel& model) {
+    const Mesh* mesh = model.mesh().get();
+    const Device& device = model.device();
     const auto cp = static_cast<int>(mesh ? mesh->layout().cp : 1);
     const int chunk = mesh ? static_cast<int>(mesh->place().cp) : 0;
     DeviceBatch result;
-    result.layout = chunk_layout(batch.count, batch.length, batch.cu_seqlens, chunk, cp, device);
+    result.layout =
+        chunk_layout(batch.count, batch.length, batch.cu_seqlens, chunk, cp, device, model.slice_tokens());
     const std::vector<int32_t> ids = chunk_of(batch.inputs, result.layout);
     const std::vector<int32_t> targets = chunk_of(batch.targets, result.layout);
     result.ids = upload({result.layout.tokens()}, ids, device);
@@ -35,8 +38,7 @@ EvaluationResult evaluate(const LanguageModel& model, const Loader& loader, int6
         // Where samples run out, a rank repeats one, uncounted: parameters may be gathered from all ranks.
         const bool extra = first >= samples;
         const DeviceBatch batch = to_device(
-            extra ? loader.batch(0, 1) : loader.batch(first, std::min(micro_batch, samples - first)),
-            model.device(), mesh);
+            extra ? loader.batch(0, 1) : loader.batch(first, std::min(micro_batch, samples - first)), model);
         const Variable hidden = run_forward(model, batch);
         const double loss =
             hidden.defined() ? model.loss_of(hidden, batch.targets, {}).loss.value().item() : 0.0;

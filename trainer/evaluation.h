@@ -13,8 +13,8 @@ struct DeviceBatch {
     ops::TokenLayout layout;
     int64_t counted = 0;  // targets that count
 };
-// This rank's part of a batch: with context parallelism its chunk of every sequence. mesh null: all of it.
-DeviceBatch to_device(const Batch& batch, const Device& device, const Mesh* mesh = nullptr);
+// This rank's part of a batch, as `model` takes it: with context parallelism its chunk of every sequence.
+DeviceBatch to_device(const Batch& batch, const LanguageModel& model);
 
 struct EvaluationResult {
     double loss = 0;  // mean cross-entropy per token, nats; perplexity = exp(loss)

@@ -322,7 +322,7 @@ private:
         std::vector<DeviceBatch> batches;
         int64_t counted = 0;
         for (int64_t i = 0; i < accumulation; ++i) {
-            batches.push_back(to_device(prefetcher.next(), device_, mesh_.get()));
+            batches.push_back(to_device(prefetcher.next(), model_));
             wait += prefetcher.last_wait_ms();
             counted += batches.back().counted;
         }

@@ -179,7 +179,7 @@ private:
                 else
                     part.targets.insert(part.targets.end(), static_cast<size_t>(length), -1);
             }
-            batches.push_back(to_device(part, device_, mesh_.get()));
+            batches.push_back(to_device(part, model_));
         }
         return batches;
     }

@@ -225,10 +225,9 @@ void add_trainer(std::vector<SchemaKey>& keys) {
         "its "
         "input exists at full length; 65536 keeps a GPU busy. Whole sequences or packed documents where they "
         "fit, "
-        "else pieces of one, which softmax layers, `parallel.cp` and "
-        "`parallel.sequence_scatter` do not take. Exact; the gradients' sums "
-        "are "
-        "rounded in another order. 0: all tokens.");
+        "else pieces of one, which softmax layers and `parallel.sequence_scatter` do not take. With "
+        "`parallel.cp` so many on each rank. Exact; the gradients' sums are rounded in another order. 0: all "
+        "tokens.");
     KEY(trainer, clip_grad_norm, real, {.least = 0},
         "Gradients are scaled down to this L2 norm. 0: no clipping.");
     KEY(trainer, z_loss, real, {.least = 0},

@@ -120,25 +120,33 @@ struct Attention {
     }
 };
 
-// The states of all ranks on their way to all.
+// The states of all ranks on their way to all, and beside them what all ranks know already: the state that
+// the slice before has left (part -1) and the gradient of the one that the next slice starts from (part
+// ranks).
 class Exchange {
 public:
     explicit Exchange(const Attention& a) : a_(a) {
         Shape shape = a.state_shape;
-        shape[0] *= a.ranks->size();
+        shape[0] *= ranks() + 2;
         all_ = Tensor::empty(shape, a.acc(), a.q.device());
     }
-    // Where this rank's is to be. What nobody looks at may stay as it is.
-    Tensor own() const { return of(a_.ranks->rank()); }
-    void start() { arrival_ = a_.ranks->start_all_gather(own(), all_); }
-    const Pending& arrival() const { return arrival_; }
-    // Waits; distance(r): tokens between this rank's chunk and that of rank r, or -1.
-    template <class Distance>
-    void sum_into(const Tensor& state, const Distance& distance) const {
-        arrival_->wait();
-        std::vector<int64_t> distances(static_cast<size_t>(a_.ranks->size()));
-        for (int r = 0; r < a_.ranks->size(); ++r) distances[static_cast<size_t>(r)] = distance(r);
-        kernels::state_sum(a_.q.stream(), {.parts = a_.ranks->size(),
+    // What nobody looks at may stay as it is.
+    Tensor part(int64_t place, int64_t count = 1) const {
+        return all_.narrow(0, (place + 1) * a_.state_shape[0], count * a_.state_shape[0]);
+    }
+    Tensor own() const { return part(a_.ranks->rank()); }
+    void start() { arrival_ = a_.ranks->start_all_gather(own(), part(0, ranks())); }
+    Tensor empty_state() const { return Tensor::empty(a_.state_shape, a_.acc(), a_.q.device()); }
+    // The state that enters part `place`, from all before it, or mirrored the gradient of the one that leaves
+    // it, from all behind. Waits.
+    void sum_into(const Tensor& sum, int64_t place, bool mirrored) {
+        if (!waited_) arrival_->wait();
+        waited_ = true;
+        std::vector<int64_t> distances(static_cast<size_t>(ranks()) + 2, -1);
+        for (int64_t p = mirrored ? place + 1 : -1; p < (mirrored ? ranks() + 1 : place); ++p)
+            distances[static_cast<size_t>(p + 1)] =
+                mirrored ? a_.chunks().distance(place, p) : a_.chunks().distance(p, place);
+        kernels::state_sum(a_.q.stream(), {.parts = ranks() + 2,
                                            .sequences = a_.state_shape[0],
                                            .heads = a_.shape.heads,
                                            .elements = a_.state_shape[2] * a_.state_shape[3],
@@ -146,22 +154,31 @@ public:
                                            .slopes = a_.slopes.data<float>(),
                                            .distance = distances.data(),
                                            .states = all_.data(),
-                                           .out = state.data()});
+                                           .out = sum.data()});
     }
+    Tensor sum_at(int64_t place, bool mirrored) {
+        const Tensor sum = empty_state();
+        sum_into(sum, place, mirrored);
+        return sum;
+    }
+    // Nobody here needs what arrives.
+    void leave_unless_waited();
 
 private:
-    Tensor of(int64_t rank) const { return all_.narrow(0, rank * a_.state_shape[0], a_.state_shape[0]); }
+    int64_t ranks() const { return a_.ranks->size(); }
     const Attention& a_;
     Tensor all_;
     Pending arrival_;
+    bool waited_ = false;
 };
 
 // Exchanges that this rank does not wait for; what they hold stays alive.
 thread_local std::vector<Pending> left;
 
-void leave(Pending exchange) {
+void Exchange::leave_unless_waited() {
+    if (waited_) return;
     std::erase_if(left, [](const Pending& earlier) { return earlier->test(); });
-    left.push_back(std::move(exchange));
+    left.push_back(arrival_);
 }
 
 }  // namespace
@@ -171,14 +188,17 @@ void finish_exchanges() {
     left.clear();
 }
 
-Variable lightning_attention(const Variable& q, const Variable& k, const Variable& v,
-                             const ops::LightningOptions& options, const ops::TokenLayout& layout,
-                             const Ranks& ranks, const std::function<void()>& meanwhile) {
+ops::LightningResult lightning_attention(const Variable& q, const Variable& k, const Variable& v,
+                                         const ops::LightningOptions& options, const ops::TokenLayout& layout,
+                                         const Ranks& ranks, const std::function<void()>& meanwhile) {
     LEVIN_CHECK(layout.chunks && layout.chunks->ranks() == ranks->size() &&
-                    layout.chunks->rank == ranks->rank() && !options.initial_state.defined() &&
-                    !options.want_final_state && q.value().rows() == layout.tokens(),
+                    layout.chunks->rank == ranks->rank() && q.value().rows() == layout.tokens(),
                 "context parallel", "the layout of {} tokens is no chunk for rank {} of {}", layout.tokens(),
                 ranks->rank(), ranks->size());
+    LEVIN_CHECK(layout.chunks->continues() == options.initial_state.defined() &&
+                    (options.want_final_state || !layout.chunks->goes_on()),
+                "context parallel", "tokens {} .. {}: slices of a sequence hand the state on",
+                layout.chunks->starts.front(), layout.chunks->starts.back());
     Attention a{.q = q.value(),
                 .k = k.value(),
                 .v = v.value(),
@@ -210,30 +230,35 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
     Exchange states(a);
     if (back.leaves) a.make_state(back, false, a.k, a.v, states.own(), a.kept_of(back));
     states.start();
+    const bool has_theta = a.theta.defined(), has_state = chunks.continues();
+    if (has_state) states.part(-1).copy_from(options.initial_state.value());
     if (front.enters && !front.leaves) a.make_state(front, false, a.k, a.v, {}, a.kept_of(front));
     if (meanwhile) meanwhile();
     for (const Segment& segment : chunks.segments)
         if (!segment.enters) a.forward(segment, o, {});
     Tensor initial;
     if (front.enters) {
-        initial = Tensor::empty(a.state_shape, a.acc(), a.q.device());
-        states.sum_into(initial,
-                        [&](int64_t r) { return r < chunks.rank ? chunks.distance(r, chunks.rank) : -1; });
+        initial = chunks.rank == 0 ? options.initial_state.value() : states.sum_at(chunks.rank, false);
         a.forward(front, o, initial);
-    } else {
-        leave(states.arrival());
     }
+    std::vector<Tensor> outputs{o};
+    if (chunks.goes_on()) outputs.push_back(states.sum_at(ranks->size(), false));
+    states.leave_unless_waited();
 
     std::vector<Variable> inputs{q, k, v};
-    if (a.theta.defined()) inputs.push_back(options.theta);
-    return record(
-        "context_parallel_lightning", inputs, o, [a, initial](const Tensor& gradient, Gradients& inputs) {
+    if (has_theta) inputs.push_back(options.theta);
+    if (has_state) inputs.push_back(options.initial_state);
+    auto results = record(
+        "context_parallel_lightning", inputs, std::move(outputs),
+        [a, initial, has_theta, has_state](std::span<const Tensor> gradients, Gradients& inputs) {
             const SequenceChunks& chunks = a.chunks();
             const Segment &front = chunks.segments.front(), &back = chunks.segments.back();
-            const Tensor d_o = gradient.contiguous();
+            const auto ranks = a.ranks->size();
+            const Tensor d_o = gradients[0].contiguous();
+            Tensor d_leaving;
+            if (chunks.goes_on()) d_leaving = gradients[1].contiguous();
             Attention::Outputs out{inputs.buffer(0), inputs.buffer(1), inputs.buffer(2), {}};
-            if (a.theta.defined())
-                out.dtheta = Tensor::empty(a.theta.shape(), a.theta.dtype(), a.theta.device());
+            if (has_theta) out.dtheta = Tensor::empty(a.theta.shape(), a.theta.dtype(), a.theta.device());
             // The mirror image: first the gradient of the state that entered, as far as this chunk's outputs
             // go.
             Exchange states(a);
@@ -247,6 +272,7 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
                 a.make_state(front, true, a.q, d_o, states.own(), front_inside);
             }
             states.start();
+            if (chunks.goes_on()) states.part(ranks).copy_from(d_leaving);
             if (back.leaves && back.enters) {
                 back_inside = front_inside;  // the same segment
             } else if (back.leaves) {
@@ -261,20 +287,20 @@ Variable lightning_attention(const Variable& q, const Variable& k, const Variabl
                 beta = 1;
             }
             if (back.leaves) {
-                const Tensor d_final = Tensor::empty(a.state_shape, a.acc(), a.q.device());
+                const bool known = chunks.rank + 1 == ranks;  // all of it, from the slice behind
+                const Tensor d_final = known ? d_leaving : states.empty_state();
                 a.backward(back, d_o, back.enters ? initial : Tensor{}, out, beta, back_inside, d_final, [&] {
-                    states.sum_into(d_final, [&](int64_t r) {
-                        return r > chunks.rank ? chunks.distance(chunks.rank, r) : -1;
-                    });
+                    if (!known) states.sum_into(d_final, chunks.rank, true);
                 });
-            } else {
-                leave(states.arrival());
             }
+            if (has_state) inputs.add(has_theta ? 4 : 3, states.sum_at(-1, true));
+            states.leave_unless_waited();
             inputs.add(0, out.dq);
             inputs.add(1, out.dk);
             inputs.add(2, out.dv);
-            if (a.theta.defined()) inputs.add(3, out.dtheta);
+            if (has_theta) inputs.add(3, out.dtheta);
         });
+    return {results[0], results.size() > 1 ? results[1] : Variable{}};
 }
 
 }  // namespace levin::context_parallel

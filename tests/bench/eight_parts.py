@@ -130,26 +130,23 @@ def large(bench):
         measured, bench, "large-175b-stage", "tnl-175b", {**settings, **stage}, STEPS, 110, columns, False))
 
 
-def first_length(bench, parameters, layers, width, glu, zero, gpus):
+def first_length(bench, parameters, layers, width, zero, gpus):
     """The power of two to try first: what bytes a parameter and a token should leave room for in 80 % of the memory."""
     if bench.small:
         return 4096 * gpus if gpus > 1 else {1: 32768, 3: 262144}[zero]  # once from below, once from above
     state = {1: 6 + 10 / gpus, 3: 16 / gpus}[zero] * parameters
-    token = 2 * width * (layers + 3)  # inputs of the layers, the gradient of the stream
-    if gpus > 1:
-        token += 4 * (9 * width + 3 * glu)  # one layer and its gradients, which slices divide on one GPU
+    token = 2 * width * (layers + 3)  # inputs of the layers, the gradient of the stream; slices are small beside
     room = (0.8 * bench.gib * 2**30 - state) / token
     return gpus * 2 ** int(math.log2(max(room, 1024)))
 
 
 def context(bench):
     for model, size, zero, seconds in (
-            ("tnl-1b", (1.02e9, 16, 2048, 5632), 1, 75), ("tnl-7b", (6.84e9, 30, 4096, 11008), 3, 95)):
+            ("tnl-1b", (1.02e9, 16, 2048), 1, 75), ("tnl-7b", (6.84e9, 30, 4096), 3, 95)):
         for gpus in reversed(COUNTS):
-            settings = {"trainer.micro_batch": 1, "trainer.global_batch": 1, **FULL}
-            if gpus == 1:
-                settings["trainer.recompute_slice"] = 1024 if bench.small else 65536
-            else:
+            settings = {"trainer.micro_batch": 1, "trainer.global_batch": 1, **FULL,
+                        "trainer.recompute_slice": 1024 if bench.small else 65536}
+            if gpus > 1:
                 settings.update({"parallel.cp": gpus, "parallel.zero": zero})
             name = f"context-{model}-{gpus}"
             yield Case("context", name, gpus, seconds, functools.partial(

@@ -23,12 +23,12 @@ TEST(Layouts, ARunGoesOnAtAnyOther) {
         EXPECT_EQ(outcome.status, 0) << settings << "\n" << outcome.output;
         return outcome;
     };
-    run(1, "alone", 14, "trainer.eval_every=4");
+    run(1, "alone", 14, "trainer.eval_every=2");
     run(4, "changing", 4, "parallel.tp=2 parallel.cp=2 parallel.sequence_scatter=true");
     run(4, "changing", 8,
         "parallel.pp=2 parallel.virtual_stages=2 parallel.zero=1 trainer.micro_batch=1 "
         "trainer.recompute=full trainer.recompute_slice=32");
-    run(2, "changing", 10, "parallel.cp=2 parallel.zero=3");
+    run(2, "changing", 10, "parallel.cp=2 parallel.zero=3 trainer.recompute=full trainer.recompute_slice=16");
     const Outcome wide = run(4, "changing", 12, "parallel.tp=4 trainer.eval_every=4");
     EXPECT_TRUE(wide.says("resumed from " + (folder / "changing/checkpoints/step_00000010"))) << wide.output;
     run(1, "changing", 14, "trainer.recompute=full trainer.recompute_slice=32");
@@ -40,7 +40,7 @@ TEST(Layouts, ARunGoesOnAtAnyOther) {
         EXPECT_NEAR(field(rows[i], "grad_norm") / field(expected[i], "grad_norm"), 1, 2e-4) << i;
         EXPECT_EQ(field(rows[i], "tokens"), field(expected[i], "tokens")) << i;
     }
-    for (const size_t i : {3, 7, 11, 13})  // each at another layout
+    for (const size_t i : {3, 7, 9, 11, 13})  // each at another layout
         EXPECT_NEAR(field(rows[i], "validation_loss") / field(expected[i], "validation_loss"), 1, 1e-5) << i;
 }
 
@@ -58,7 +58,6 @@ TEST(Layouts, WhatCannotWorkEndsWithStatus2AndTheNearestThatDoes) {
     refused(2, "trainer.global_batch=2", "trainer.global_batch=4");
     refused(2, "parallel.cp=2 trainer.sequence_length=1", "parallel.cp to 1");
     refused(2, "parallel.cp=2 parallel.sequence_scatter=true", "parallel.sequence_scatter=false");
-    refused(2, "parallel.cp=2 trainer.recompute=full trainer.recompute_slice=16", "parallel.cp=1");
     refused(2,
             "parallel.tp=2 parallel.sequence_scatter=true trainer.recompute=full trainer.recompute_slice=16",
             "parallel.sequence_scatter=false");

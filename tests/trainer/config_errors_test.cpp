@@ -118,6 +118,7 @@ TEST(ConfigErrors, CombinationsThatCannotWork) {
     expect_parts(message(hybrid, {"trainer.recompute_slice=599"}),
                  {"trainer.recompute_slice is 599", "softmax", "0 or 600", "model.mixer=lightning"});
     EXPECT_NO_THROW(parse_config(hybrid, "a.yaml", {"trainer.recompute_slice=600"}));
+    EXPECT_NO_THROW(parse_config(hybrid, "a.yaml", {"trainer.recompute_slice=300", "parallel.cp=2"}));
     expect_parts(message("optimizer: {learning_rate: 1e-4, min_learning_rate: 1e-3}"),
                  {"optimizer.min_learning_rate"});
     Config config;

@@ -97,6 +97,8 @@ std::vector<Setting> settings() {
             {{.dp = 2, .tp = 2}, 1, 3, false, 10},
             {{.cp = 4}, 1, 3},
             {{.dp = 2, .cp = 2, .tp = 2}},
+            {{.cp = 2, .tp = 2}, 1, 1, false, 5},
+            {{.pp = 2, .cp = 4}, 1, 2, false, 3},
             {{.pp = 2, .cp = 2, .tp = 2}, 1, 2, true},
             {{.pp = 2, .dp = 2, .tp = 2}, 2, 3},
             {{.pp = 2, .dp = 2, .cp = 2}, 1, 3},
@@ -167,7 +169,7 @@ std::vector<double> train(const Subject& subject, DType dtype, const std::shared
             batch.length = kLength;
             const int64_t first = step * kGlobalBatch + (j * dp + mesh->place().dp) * micro_batch;
             for (int64_t i = 0; i < micro_batch; ++i) append_sample(first + i, subject.packed, batch);
-            batches.push_back(to_device(batch, {}, mesh.get()));
+            batches.push_back(to_device(batch, model));
             counted += batches.back().counted;
         }
         const double all = sum_over(*mesh->replicas(), static_cast<double>(counted));
