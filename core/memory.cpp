@@ -204,9 +204,11 @@ void Storage::restore() {
 }
 
 void Storage::run_next_use() const {
-    const std::function<void()> action = std::move(next_use_);
-    next_use_ = nullptr;
-    action();
+    while (next_use_) {  // one action may set another
+        const std::function<void()> action = std::move(next_use_);
+        next_use_ = nullptr;
+        action();
+    }
 }
 
 MemoryScope::MemoryScope(MemoryCategory category) : previous_(current_category) {

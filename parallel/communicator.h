@@ -84,6 +84,11 @@ public:
     Pending start_barrier();
     // Whether copy engines carry large CUDA tensors (CopyEngines).
     virtual bool copy_engines() const { return false; }
+    // Lets the others read `parts` where they lie: all_gather and all_reduce of one of them then take no copy
+    // on the way, where copy engines carry it. Parts have memory as long as the result lives. Collective,
+    // with as many parts of the same sizes in the same order everywhere, and so is letting go of the result,
+    // with nothing in flight, before this communicator goes. Null where there is nothing to gain.
+    virtual std::shared_ptr<void> expose(const std::vector<Tensor>& /*parts*/) { return nullptr; }
     // Moves started operations on; cheap when there are none.
     virtual void progress() {}
 

@@ -1,6 +1,7 @@
 #include "parallel/data_parallel.h"
 
 #include <algorithm>
+#include <exception>
 #include <map>
 
 #include "parallel/parameter_gatherer.h"
@@ -48,6 +49,7 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
         if (stage_ >= 2) give_back(bucket);
         buckets_.push_back(std::move(bucket));
     }
+    first_.assign(buckets_.size(), false);
     if (stage_ > 0) gatherer_ = std::make_unique<ParameterGatherer>(ranks_, stage_ == 3);
     for (size_t b = 0; b < buckets_.size(); ++b)
         for (const BucketPlace& place : buckets_[b].plan.places) {
@@ -57,7 +59,12 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
                 buckets_[b].gradients.narrow(0, place.offset, place.count).view(parameter.shape()));
             parameter.set_gradient_hook([this, i = place.parameter](Variable&) { ready(i); });
         }
-    if (stage_ == 0) return;
+    if (stage_ == 0) {
+        std::vector<Tensor> gradients;
+        for (const Bucket& bucket : buckets_) gradients.push_back(bucket.gradients);
+        if (!reduce_in_bf16_) exposed_ = ranks_->expose(gradients);
+        return;
+    }
     // Units in the order of the forward pass, which is that of the first parameter in each.
     std::map<int64_t, std::vector<ParameterGatherer::Buffer>> units;
     std::vector<int64_t> order;
@@ -67,14 +74,25 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
         const int64_t unit = stage_ == 3 ? bucket.plan.unit : static_cast<int64_t>(b);
         if (!units.contains(unit)) order.push_back(unit);
         units[unit].push_back({bucket.value_share, bucket.values});
+        first_[b] = order.size() <= ParameterGatherer::kFirstUnits && unit == order.back();
     }
     for (const int64_t unit : order) gatherer_->add_unit(std::move(units[unit]));
+    gatherer_->expose();
     release_cached_memory(buckets_[0].plan.device);  // what the parameters lay in before
 }
 
 DataParallel::~DataParallel() {
     for (Variable& parameter : parameters_) parameter.set_gradient_hook({});
-    for (Bucket& bucket : buckets_) bucket.gradients.storage().on_next_use({});
+    // What was started must end before the ranks do anything else, unless the job is coming down.
+    const bool orderly = std::uncaught_exceptions() == 0;
+    for (Bucket& bucket : buckets_) {
+        try {
+            if (bucket.work && orderly) complete(bucket);
+        } catch (const Error&) {  // the next call fails too, and may throw
+        }
+        on_next_use(bucket, {});
+        bucket.gradients.storage().on_next_use({});
+    }
 }
 
 void DataParallel::move_values(Bucket& bucket) {
@@ -102,6 +120,7 @@ void DataParallel::give_back(Bucket& bucket) {
 void DataParallel::reduce_next_backward() {
     LEVIN_CHECK(!armed_, "data parallel", "finish() is due before the next update");
     armed_ = true;
+    if (buckets_.back().work) complete(buckets_.back());
     next_ = retired_ = bytes_in_flight_ = 0;
     std::fill(ready_.begin(), ready_.end(), false);
     for (Bucket& bucket : buckets_) bucket.missing = bucket.plan.places.size();
@@ -132,6 +151,7 @@ void DataParallel::start(Bucket& bucket) {
 }
 
 void DataParallel::complete(Bucket& bucket) {
+    on_next_use(bucket, {});
     bucket.work->wait();
     bucket.work.reset();
     if (bucket.rounded.defined()) {
@@ -140,6 +160,17 @@ void DataParallel::complete(Bucket& bucket) {
     } else if (stage_ >= 2) {
         give_back(bucket);
     }
+}
+
+// Whoever touches its memory first waits for the reduction: the sums, or the next gradients in their place.
+void DataParallel::complete_later(Bucket& bucket) {
+    on_next_use(bucket, [this, &bucket] { complete(bucket); });
+}
+
+void DataParallel::on_next_use(Bucket& bucket, const std::function<void()>& action) {
+    bucket.gradient_share.storage().on_next_use(action);
+    Storage& all = bucket.gradients.storage();
+    if (!all.evicted()) all.on_next_use(action);  // else what was rounded has gone already
 }
 
 void DataParallel::start_ready_buckets() {
@@ -165,7 +196,8 @@ void DataParallel::finish() {
         else
             add_nothing(parameters_[i]);
     }
-    for (; retired_ < buckets_.size(); ++retired_) complete(buckets_[retired_]);
+    for (; retired_ + 1 < buckets_.size(); ++retired_) complete(buckets_[retired_]);
+    complete_later(buckets_.back());
     armed_ = false;
 }
 
@@ -178,7 +210,8 @@ std::vector<OwnedRange> DataParallel::ranges(const Bucket& bucket, int rank, boo
         const int64_t at = range.offset - first;
         result.push_back({range.parameter, range.start, range.count,
                           values.defined() ? values.narrow(0, at, range.count) : Tensor(),
-                          gradients.narrow(0, at, range.count)});
+                          gradients.narrow(0, at, range.count), bool{first_[bucket_of_[range.parameter]]},
+                          &bucket == &buckets_.back()});
     }
     return result;
 }
@@ -188,7 +221,8 @@ std::vector<OwnedRange> DataParallel::owned() const {
     if (stage_ == 0) {
         for (size_t i = 0; i < parameters_.size(); ++i) {
             const Tensor& value = parameters_[i].value();
-            result.push_back({i, 0, value.count(), value.view({value.count()}), Tensor()});
+            result.push_back({i, 0, value.count(), value.view({value.count()}), Tensor(), false,
+                              bucket_of_[i] + 1 == buckets_.size()});
         }
         for (const Bucket& bucket : buckets_)
             for (const BucketPlace& place : bucket.plan.places)
@@ -211,6 +245,10 @@ std::vector<OwnedRange> DataParallel::share_of(int rank) const {
 
 void DataParallel::publish() {
     if (gatherer_) gatherer_->refresh();
+}
+
+void DataParallel::publish_first() {
+    if (gatherer_) gatherer_->refresh_first();
 }
 
 void DataParallel::broadcast_parameters() {

@@ -33,6 +33,8 @@ struct OwnedRange {
     int64_t start, count;
     Tensor value;     // [count], in the parameter's type: where the new values go
     Tensor gradient;  // [count], complete after finish()
+    bool first;       // the forward pass needs it first: publish_first()
+    bool last;        // of the bucket that is reduced last, and whose first use may have to wait
 };
 
 class DataParallel {
@@ -62,9 +64,10 @@ public:
     // Before the backward pass of the last micro-batch of an update: from now on complete gradients are
     // reduced. Earlier micro-batches accumulate on their rank alone.
     void reduce_next_backward();
-    // After it: reduces what is left and waits. The gradient of every owned range is then the sum over ranks
-    // of what the ranks had. Losses are sums over tokens, scaled by 1 / (tokens of all ranks), so this is the
-    // gradient of the mean. A parameter that took no part on this rank counts as zero.
+    // After it: reduces what is left. The gradient of every owned range is then the sum over ranks of what
+    // the ranks had; those of the last bucket may be on their way, and their first use waits. Losses are sums
+    // over tokens, scaled by 1 / (tokens of all ranks), so this is the gradient of the mean. A parameter that
+    // took no part on this rank counts as zero.
     void finish();
 
     // What this rank updates: at stage 0 every parameter whole, else its share of each bucket.
@@ -75,6 +78,9 @@ public:
     // After this rank wrote the new values of what it owns: brings everybody's to everybody. Work goes on;
     // the first use of a parameter waits for it.
     void publish();
+    // The same for the ranges that are `first`, while the others are still to be written; publish() is due
+    // after that.
+    void publish_first();
 
     // Copies rank 0's values of all parameters to the others.
     void broadcast_parameters();
@@ -98,6 +104,8 @@ private:
     void start_ready_buckets();
     void start(Bucket& bucket);
     void complete(Bucket& bucket);
+    void complete_later(Bucket& bucket);
+    static void on_next_use(Bucket& bucket, const std::function<void()>& action);
     void give_back(Bucket& bucket);
     void move_values(Bucket& bucket);
     std::vector<OwnedRange> ranges(const Bucket& bucket, int rank, bool local) const;
@@ -108,10 +116,12 @@ private:
     bool reduce_in_bf16_;
     std::vector<Bucket> buckets_;
     std::vector<size_t> bucket_of_;  // by parameter
+    std::vector<bool> first_;        // by bucket: of the units that the forward pass begins with
     std::vector<bool> ready_;        // by parameter
     std::unique_ptr<ParameterGatherer> gatherer_;
-    size_t next_ = 0;     // first bucket not started: they start in order, on every rank alike
-    size_t retired_ = 0;  // first bucket whose reduction nobody waited for
+    std::shared_ptr<void> exposed_;  // at stage 0, the gradients
+    size_t next_ = 0;                // first bucket not started: they start in order, on every rank alike
+    size_t retired_ = 0;             // first bucket whose reduction nobody waited for
     size_t bytes_in_flight_ = 0;
     size_t started_early_ = 0;
     bool armed_ = false;

@@ -30,6 +30,13 @@ void ParameterGatherer::add_unit(std::vector<Buffer> buffers) {
     }
 }
 
+void ParameterGatherer::expose() {
+    std::vector<Tensor> parts;
+    for (const Unit& unit : units_)
+        for (const Buffer& buffer : unit.buffers) parts.push_back(buffer.share);
+    exposed_ = ranks_->expose(parts);
+}
+
 void ParameterGatherer::watch(size_t unit) {
     for (const Buffer& buffer : units_[unit].buffers)
         buffer.whole.storage().on_next_use([this, unit] { touch(unit); });
@@ -99,12 +106,27 @@ void ParameterGatherer::touch(size_t unit) {
     if (next != unit) gather(next);
 }
 
-void ParameterGatherer::refresh() {
+void ParameterGatherer::refresh_first() {
     for (size_t u = 0; u < units_.size(); ++u) {
+        const bool first = u < kFirstUnits;
+        if (!first && !evict_) continue;  // the shares lie in it
+        unwatch(u);
+        if (units_[u].present) give_back(u);
+        if (first)
+            gather(u);
+        else
+            watch(u);
+    }
+    first_done_ = true;
+}
+
+void ParameterGatherer::refresh() {
+    for (size_t u = first_done_ ? kFirstUnits : 0; u < units_.size(); ++u) {
         unwatch(u);
         if (units_[u].present) give_back(u);
         watch(u);
     }
+    first_done_ = false;
     if (!evict_) {
         for (size_t u = 0; u < units_.size(); ++u) gather(u);
         return;

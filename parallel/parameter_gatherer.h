@@ -4,6 +4,9 @@
 // the others reports its next use (Storage::on_next_use), and remembers the order of the last update. A unit
 // is gathered while the one before it computes, and given back when the one after the next is touched. Every
 // rank touches the units in the same order, and so makes the same calls.
+//
+// What a gather costs in memory traffic counts as much as what crosses: the parts are exposed, so that the
+// other ranks copy them from where they lie to where they are used.
 #pragma once
 
 #include <vector>
@@ -27,8 +30,13 @@ public:
 
     // Buffers of one unit are gathered together. In the order the forward pass uses them.
     void add_unit(std::vector<Buffer> buffers);
+    // After the last unit, before the first gather; collective.
+    void expose();
     // The shares hold new values: what is gathered counts no longer. Starts gathering what is needed first.
     void refresh();
+    // The same for the first units alone, while the shares of the others are still to change.
+    static constexpr size_t kFirstUnits = 2;
+    void refresh_first();
 
 private:
     struct Unit {
@@ -47,6 +55,8 @@ private:
     std::shared_ptr<Communicator> ranks_;
     bool evict_;
     std::vector<Unit> units_;
+    std::shared_ptr<void> exposed_;
+    bool first_done_ = false;           // since the last refresh()
     std::vector<size_t> order_, seen_;  // of the last round between two calls of refresh(), and of this one
     size_t place_ = 0;                  // in order_
     size_t current_ = 0, previous_ = 0;

@@ -25,6 +25,10 @@ double RoutedCommunicator::seconds_alone(NcclCall call, const Tensor& whole, con
 
 bool RoutedCommunicator::copy_engines() const { return gpu_ && gpu_->ranks->copy_engines(); }
 
+std::shared_ptr<void> RoutedCommunicator::expose(const std::vector<Tensor>& parts) {
+    return gpu_ && !parts.empty() ? gpu_->ranks->expose(parts) : nullptr;
+}
+
 Communicator& RoutedCommunicator::carrier(const Tensor& tensor) {
     if (tensor.device().is_cpu()) return *host_;
     connect(tensor.device());

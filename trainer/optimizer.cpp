@@ -1,5 +1,6 @@
 #include "trainer/optimizer.h"
 
+#include "kernels/elementwise.h"
 #include "kernels/optimizer.h"
 
 namespace levin {
@@ -10,7 +11,7 @@ std::vector<OwnedRange> whole_parameters(const LanguageModel& model) {
     std::vector<OwnedRange> ranges;
     for (size_t i = 0; i < model.parameters().size(); ++i) {
         const Tensor& value = model.parameters()[i].variable.value();
-        ranges.push_back({i, 0, value.count(), value.view({value.count()}), {}});
+        ranges.push_back({i, 0, value.count(), value.view({value.count()}), {}, false, false});
     }
     return ranges;
 }
@@ -27,12 +28,14 @@ Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings, DataPa
                            value.dtype() == acc_ ? value : (split ? Tensor{} : value.to(acc_)),
                            Tensor::zeros(value.shape(), acc_, value.device()),
                            Tensor::zeros(value.shape(), acc_, value.device()),
-                           split ? Tensor::zeros(value.shape(), DType::u16, value.device()) : Tensor{}});
+                           split ? Tensor::zeros(value.shape(), DType::u16, value.device()) : Tensor{},
+                           range.first, range.last});
     }
     // On CPUs every stage of ZeRO shall give the same bits: the norm too is summed as the other stages do.
     if (ranks && ranks->stage() == 0 && model.device().is_cpu())
         for (int r = 0; r < ranks->ranks()->size(); ++r) shares_.push_back(ranks->share_of(r));
     sum_ = Tensor::zeros({1}, DType::f64, model.device());
+    last_ = Tensor::zeros({1}, DType::f64, model.device());
     norm_ = Tensor::zeros({1}, DType::f64, model.device());
     scale_ = Tensor::zeros({1}, acc_, model.device());
 }
@@ -40,19 +43,30 @@ Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings, DataPa
 // sum_ = sum of the squares of all gradients of the model.
 void Optimizer::sum_gradients() {
     const auto sum_over = [this](const auto& ranges, const Tensor& sum) {
-        std::vector<const void*> pointers;
-        std::vector<int64_t> counts;
-        for (const auto& range : ranges) {
-            // A gradient that several ranks of the model hold alike is one rank's to count.
-            if (!model_.parameters()[range.parameter].counted) continue;
-            pointers.push_back(range.gradient.data());
-            counts.push_back(range.count);
+        // What is reduced last is still on its way: the others first.
+        for (const bool last : {false, true}) {
+            std::vector<const void*> pointers;
+            std::vector<int64_t> counts;
+            for (const auto& range : ranges) {
+                // A gradient that several ranks of the model hold alike is one rank's to count.
+                if (range.last != last || !model_.parameters()[range.parameter].counted) continue;
+                pointers.push_back(range.gradient.data());
+                counts.push_back(range.count);
+            }
+            if (last && pointers.empty()) return;
+            kernels::sum_of_squares(sum.stream(), {.tensors = static_cast<int64_t>(pointers.size()),
+                                                   .list = pointers.data(),
+                                                   .counts = counts.data(),
+                                                   .dtype = acc_,
+                                                   .out = (last ? last_ : sum).template data<double>()});
         }
-        kernels::sum_of_squares(sum.stream(), {.tensors = static_cast<int64_t>(pointers.size()),
-                                               .list = pointers.data(),
-                                               .counts = counts.data(),
-                                               .dtype = acc_,
-                                               .out = sum.data<double>()});
+        kernels::add(sum.stream(), {.count = 1,
+                                    .dtype = DType::f64,
+                                    .alpha = 1,
+                                    .a = sum.data(),
+                                    .beta = 1,
+                                    .b = last_.data(),
+                                    .y = sum.data()});
     };
     if (shares_.empty()) {
         sum_over(ranges_, sum_);
@@ -84,28 +98,36 @@ void Optimizer::step(double learning_rate) {
                                  .grad_norm = norm_.data<double>(),
                                  .acc = acc_,
                                  .grad_scale = scale_.data()});
-    std::vector<kernels::AdamWTensor> list;
+    // The values that the forward pass needs first travel while the others are still being updated.
+    std::vector<kernels::AdamWTensor> first, others;
     for (const OptimizerRange& range : ranges_)
-        list.push_back(
-            {.count = range.count,
-             .master = range.master.defined() ? range.master.data() : nullptr,
-             .model = range.value.dtype() == acc_ ? nullptr : range.value.data(),
-             .grad = range.gradient.data(),
-             .m = range.m.data(),
-             .v = range.v.data(),
-             .weight_decay = parameters[range.parameter].spec.weight_decay ? settings_.weight_decay : 0,
-             .remainder =
-                 range.remainder.defined() ? static_cast<uint16_t*>(range.remainder.data()) : nullptr});
+        (range.first ? first : others)
+            .push_back(
+                {.count = range.count,
+                 .master = range.master.defined() ? range.master.data() : nullptr,
+                 .model = range.value.dtype() == acc_ ? nullptr : range.value.data(),
+                 .grad = range.gradient.data(),
+                 .m = range.m.data(),
+                 .v = range.v.data(),
+                 .weight_decay = parameters[range.parameter].spec.weight_decay ? settings_.weight_decay : 0,
+                 .remainder =
+                     range.remainder.defined() ? static_cast<uint16_t*>(range.remainder.data()) : nullptr});
     ++steps_;
-    kernels::adamw(stream, {.tensors = static_cast<int64_t>(list.size()),
-                            .list = list.data(),
-                            .acc = acc_,
-                            .learning_rate = learning_rate,
-                            .beta1 = settings_.beta1,
-                            .beta2 = settings_.beta2,
-                            .eps = settings_.eps,
-                            .step = steps_,
-                            .grad_scale_pointer = scale_.data()});
+    const auto update = [&](const std::vector<kernels::AdamWTensor>& list) {
+        if (list.empty()) return;
+        kernels::adamw(stream, {.tensors = static_cast<int64_t>(list.size()),
+                                .list = list.data(),
+                                .acc = acc_,
+                                .learning_rate = learning_rate,
+                                .beta1 = settings_.beta1,
+                                .beta2 = settings_.beta2,
+                                .eps = settings_.eps,
+                                .step = steps_,
+                                .grad_scale_pointer = scale_.data()});
+    };
+    update(first);
+    if (ranks_) ranks_->publish_first();
+    update(others);
     for (Parameter& parameter : parameters) parameter.variable.clear_gradient();
     if (ranks_)
         ranks_->publish();

@@ -26,6 +26,7 @@ struct OptimizerRange {
     int64_t start, count;
     Tensor value, gradient;  // gradient undefined: that of the parameter
     Tensor master, m, v, remainder;
+    bool first = false, last = false;  // OwnedRange
 };
 
 // Keeps, per range, the moments m and v and, for a bf16 model, an f32 master weight.
@@ -67,8 +68,9 @@ private:
     DataParallel* ranks_;
     std::vector<OptimizerRange> ranges_;
     std::vector<std::vector<OwnedRange>> shares_;  // of each rank, where the norm is summed share by share
-    Tensor sum_, norm_,
-        scale_;  // squared norm and norm (f64), clip factor (accumulator type): device scalars
+    // Device scalars: squared norm, its part of what is reduced last, norm (f64), clip factor (accumulator
+    // type).
+    Tensor sum_, last_, norm_, scale_;
     int64_t steps_ = 0;
 };
 

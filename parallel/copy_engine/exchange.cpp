@@ -119,6 +119,85 @@ bool Exchange::connect() {
     return all_agree(ranks_, good);
 }
 
+// The peers' parts, mapped here, and memory that keeps this rank's own ones.
+class Exchange::Exposure {
+public:
+    Exposure(Exchange& exchange, const std::vector<Tensor>& parts) : exchange_(exchange), parts_(parts) {}
+    ~Exposure() {
+        if (exchange_.abandoned_ || std::uncaught_exceptions() > 0) return;
+        cudaSetDevice(exchange_.device_);
+        cudaStreamSynchronize(exchange_.stream(Queue::copies));
+        for (const Tensor& part : parts_) exchange_.exposed_.erase({part.data(), part.bytes()});
+        for (void* opened : opened_) cudaIpcCloseMemHandle(opened);
+        try {
+            exchange_.ranks_.barrier();  // nobody's memory goes while a peer has it open
+        } catch (const Error&) {         // the next call fails too, and may throw
+        }
+    }
+    Exposure(const Exposure&) = delete;
+
+    // The same answer on every rank.
+    bool open() {
+        struct Place {
+            cudaIpcMemHandle_t block;
+            size_t offset;
+        };
+        Communicator& ranks = exchange_.ranks_;
+        const auto count = static_cast<int64_t>(parts_.size()), bytes = count * int64_t{sizeof(Place)};
+        const Tensor mine = Tensor::empty({bytes}, DType::u8),
+                     all = Tensor::empty({ranks.size(), bytes}, DType::u8);
+        bool good = true;
+        for (int64_t i = 0; i < count && good; ++i) {
+            const Tensor& part = parts_[static_cast<size_t>(i)];
+            char* block = static_cast<char*>(part.storage().data());
+            Place place{{}, static_cast<size_t>(bytes_of(part) - block)};
+            good = cudaIpcGetMemHandle(&place.block, block) == cudaSuccess;
+            std::memcpy(bytes_of(mine) + i * int64_t{sizeof(Place)}, &place, sizeof(place));
+        }
+        ranks.all_gather(mine, all);
+        for (int64_t i = 0; i < count && good; ++i) {
+            std::vector<const char*> places(static_cast<size_t>(ranks.size()), nullptr);
+            for (int peer = 0; peer < ranks.size() && good; ++peer) {
+                if (peer == ranks.rank()) continue;
+                Place place;
+                std::memcpy(&place, bytes_of(all) + peer * bytes + i * int64_t{sizeof(Place)}, sizeof(place));
+                void* block = nullptr;
+                good =
+                    cudaIpcOpenMemHandle(&block, place.block, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess;
+                if (!good) break;
+                opened_.push_back(block);
+                places[static_cast<size_t>(peer)] = static_cast<const char*>(block) + place.offset;
+            }
+            const Tensor& part = parts_[static_cast<size_t>(i)];
+            exchange_.exposed_[{part.data(), part.bytes()}] = std::move(places);
+        }
+        if (!good) cudaGetLastError();  // an answer, not an error
+        return all_agree(ranks, good);
+    }
+
+private:
+    Exchange& exchange_;
+    std::vector<Tensor> parts_;
+    std::vector<void*> opened_;
+};
+
+std::shared_ptr<void> Exchange::expose(const std::vector<Tensor>& parts) {
+    LEVIN_CUDA_CHECK(cudaSetDevice(device_));
+    // Allocations of less share a page, which a process cannot open twice.
+    constexpr size_t kPage = size_t{2} << 20;
+    std::vector<Tensor> large;
+    for (const Tensor& part : parts)
+        if (part.storage().bytes() >= kPage) large.push_back(part);
+    if (large.empty()) return nullptr;
+    const auto exposure = std::make_shared<Exposure>(*this, large);
+    return exposure->open() ? exposure : nullptr;
+}
+
+const std::vector<const char*>* Exchange::exposed(const Tensor& part) const {
+    const auto found = exposed_.find({part.data(), part.bytes()});
+    return found == exposed_.end() ? nullptr : &found->second;
+}
+
 Exchange::~Exchange() {
     if (abandoned_ || std::uncaught_exceptions() > 0) return;
     cudaSetDevice(device_);
@@ -156,7 +235,7 @@ void Exchange::join(cudaStream_t joined) {
 }
 
 void Exchange::run(const Steps& steps, const Tensor& source, const Tensor& target,
-                   std::optional<Step::Action> only) {
+                   std::optional<Step::Action> only, const std::vector<const char*>* exposed) {
     const char* from = bytes_of(source);
     char* to = bytes_of(target);
     char* window = bytes_of(memory_);
@@ -170,6 +249,9 @@ void Exchange::run(const Steps& steps, const Tensor& source, const Tensor& targe
                 break;
             case Step::Action::copy:
                 copy(queue, to + step.to, window + step.from, step.bytes);
+                break;
+            case Step::Action::pull:
+                copy(queue, to + step.to, (*exposed)[static_cast<size_t>(step.peer)] + step.from, step.bytes);
                 break;
             case Step::Action::wait:
                 wait_for(queue, window + window_.flag(step.kind, step.consumed, step.peer), step.value);
@@ -198,7 +280,8 @@ void Exchange::run(const Steps& steps, const Tensor& source, const Tensor& targe
 
 void Exchange::all_reduce(const Tensor& tensor, cudaEvent_t ready) {
     begin(ready, {Queue::reduce_out, Queue::gather_out, Queue::sums, Queue::copies});
-    run(schedule_.all_reduce(tensor.bytes(), size_of(tensor.dtype())), tensor, tensor);
+    const auto* exposed = this->exposed(tensor);
+    run(schedule_.all_reduce(tensor.bytes(), size_of(tensor.dtype()), exposed), tensor, tensor, {}, exposed);
 }
 
 void Exchange::reduce_scatter(const Tensor& whole, const Tensor& part, cudaEvent_t ready) {
@@ -208,9 +291,11 @@ void Exchange::reduce_scatter(const Tensor& whole, const Tensor& part, cudaEvent
 
 void Exchange::all_gather(const Tensor& part, const Tensor& whole, cudaEvent_t ready) {
     begin(ready, {Queue::gather_out, Queue::copies});
+    const auto* exposed = this->exposed(part);
+    run(exposed ? schedule_.all_gather_exposed(part.bytes()) : schedule_.all_gather(part.bytes()), part,
+        whole, {}, exposed);
     char* own = bytes_of(whole) + static_cast<size_t>(ranks_.rank()) * part.bytes();
-    if (own != bytes_of(part)) copy(stream(Queue::copies), own, bytes_of(part), part.bytes());
-    run(schedule_.all_gather(part.bytes()), part, whole);
+    if (own != bytes_of(part)) copy(stream(Queue::gather_out), own, bytes_of(part), part.bytes());
 }
 
 uint64_t Exchange::swap(const Tensor& tensor) {

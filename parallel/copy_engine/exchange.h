@@ -7,8 +7,10 @@
 
 #include <cuda_runtime_api.h>
 
+#include <map>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "parallel/communicator.h"
@@ -38,6 +40,8 @@ public:
     void all_reduce(const Tensor& tensor, cudaEvent_t ready);
     void reduce_scatter(const Tensor& whole, const Tensor& part, cudaEvent_t ready);
     void all_gather(const Tensor& part, const Tensor& whole, cudaEvent_t ready);
+    // Communicator::expose(): from now on the peers read these tensors when they gather or all_reduce them.
+    std::shared_ptr<void> expose(const std::vector<Tensor>& parts);
     // `stream` goes on when everything begun since the last call has ended, but for swaps.
     void join(cudaStream_t stream);
 
@@ -60,11 +64,14 @@ private:
     };
     Exchange(Communicator& ranks, int device, const Window& window);
     bool connect();
-    // `only`: the steps of this action.
+    const std::vector<const char*>* exposed(const Tensor& part) const;  // null: it is not
+    // `only`: the steps of this action. `exposed`: where the peers' sources lie.
     void run(const Steps& steps, const Tensor& source, const Tensor& target,
-             std::optional<Step::Action> only = {});
+             std::optional<Step::Action> only = {}, const std::vector<const char*>* exposed = nullptr);
     void begin(cudaEvent_t ready, std::initializer_list<Queue> queues);
     cudaStream_t& stream(Queue queue) { return streams_[static_cast<size_t>(queue)]; }
+
+    class Exposure;
 
     Communicator& ranks_;
     int device_;
@@ -77,6 +84,8 @@ private:
     cudaEvent_t event_ = nullptr;
     std::vector<Half> swaps_;
     uint64_t settled_ = 0;  // swaps before those in swaps_
+    // By own part (address, bytes): everybody's, by rank.
+    std::map<std::pair<const void*, size_t>, std::vector<const char*>> exposed_;
     std::vector<cudaEvent_t> spare_;
     bool abandoned_ = false;
 };

@@ -22,7 +22,7 @@ size_t Window::flag(Kind kind, bool consumed, int peer) const {
 }
 
 size_t Window::place(Kind kind, int owner, int source) const {
-    size_t at = round_up(flag(Kind::swap, true, ranks), kAlignment);
+    size_t at = round_up(static_cast<size_t>(2 * kKinds * ranks) * kFlagBytes, kAlignment);
     for (size_t before = 0; before < static_cast<size_t>(kind); ++before)
         at += ring[before] * static_cast<size_t>(ranks - 1);
     const int index = (source - owner + ranks) % ranks - 1;  // a rank has no ring for itself
@@ -30,7 +30,7 @@ size_t Window::place(Kind kind, int owner, int source) const {
 }
 
 size_t Window::bytes() const {
-    return place(Kind::swap, 0, ranks - 1) + ring[static_cast<size_t>(Kind::swap)];
+    return place(Kind::swap, 0, ranks - 1) + ring[static_cast<size_t>(Kind::swap)];  // the last ring
 }
 
 // Chunk c of every rank's share; the last shares may be shorter than the others, or empty.
@@ -143,9 +143,52 @@ void Schedule::gather(Steps& steps, const Pieces& pieces, size_t c, size_t sourc
     }
 }
 
+// `whole`: the peers' sources are whole tensors, else their shares.
+void Schedule::pull(Steps& steps, const Pieces& pieces, size_t c, bool whole) {
+    const uint32_t number = ++rings_[static_cast<size_t>(Kind::pull)].number;
+    const auto flag = [&](Action action, Queue queue, int peer, bool consumed) {
+        steps.push_back({.action = action,
+                         .queue = queue,
+                         .kind = Kind::pull,
+                         .peer = peer,
+                         .consumed = consumed,
+                         .value = number});
+    };
+    const auto peers = [&](const auto& body) {
+        for (int distance = 1; distance < window_.ranks; ++distance)  // each reads from another one
+            body((rank_ + distance) % window_.ranks);
+    };
+    peers([&](int peer) { flag(Action::signal, Queue::gather_out, peer, false); });
+    peers([&](int peer) {
+        flag(Action::wait, Queue::copies, peer, false);
+        const size_t begin = pieces.begin(peer, c), bytes = pieces.bytes(peer, c);
+        if (bytes > 0)
+            steps.push_back({.action = Action::pull,
+                             .queue = Queue::copies,
+                             .kind = Kind::pull,
+                             .peer = peer,
+                             .from = whole ? begin : begin - pieces.begin(peer, 0),
+                             .to = begin,
+                             .bytes = bytes});
+        flag(Action::signal, Queue::copies, peer, true);
+    });
+}
+
+// The peers have read what they pull from this rank.
+void Schedule::end_pulls(Steps& steps) {
+    for (int peer = 0; peer < window_.ranks; ++peer)
+        if (peer != rank_)
+            steps.push_back({.action = Action::wait,
+                             .queue = Queue::copies,
+                             .kind = Kind::pull,
+                             .peer = peer,
+                             .consumed = true,
+                             .value = rings_[static_cast<size_t>(Kind::pull)].number});
+}
+
 // A kernel that sums has to wait until a product beside it leaves it multiprocessors, and each chunk costs it
 // that once: few large chunks. Copies need no multiprocessor, and the first one can begin early: small ones.
-Steps Schedule::all_reduce(size_t bytes, size_t element) {
+Steps Schedule::all_reduce(size_t bytes, size_t element, bool exposed) {
     const auto ranks = static_cast<size_t>(window_.ranks);
     // Shares begin at addresses that vector loads like, as the tensor does; `element` divides kAlignment.
     const size_t share = round_up((bytes / element + ranks - 1) / ranks * element, kAlignment);
@@ -157,8 +200,12 @@ Steps Schedule::all_reduce(size_t bytes, size_t element) {
     for (size_t c = 0; c < pieces.count(); ++c) {
         reduce(steps, pieces, c, 0);
         steps.push_back({.action = Action::follow, .queue = Queue::gather_out, .after = Queue::sums});
-        gather(steps, pieces, c, 0);
+        if (exposed)
+            pull(steps, pieces, c, true);
+        else
+            gather(steps, pieces, c, 0);
     }
+    if (exposed) end_pulls(steps);
     return steps;
 }
 
@@ -176,6 +223,14 @@ Steps Schedule::all_gather(size_t share) {
                         std::clamp(round_up(share / 4, kAlignment), kSmallestChunk, largest)};
     Steps steps;
     for (size_t c = 0; c < pieces.count(); ++c) gather(steps, pieces, c, pieces.begin(rank_, 0));
+    return steps;
+}
+
+Steps Schedule::all_gather_exposed(size_t share) {
+    const Pieces pieces{share, share * static_cast<size_t>(window_.ranks), share};
+    Steps steps;
+    pull(steps, pieces, 0, false);
+    end_pulls(steps);
     return steps;
 }
 

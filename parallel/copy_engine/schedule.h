@@ -5,9 +5,10 @@
 // Every rank has a window that its peers write into: flags, and for each peer a ring of bytes where chunks
 // arrive. A tensor is divided into one share per rank. To reduce, each rank puts its values of a peer's share
 // into that peer's ring, and the peer sums what all ranks have in rank order. To gather, each rank puts its
-// share into everybody's rings, and they copy it out. all_reduce is both, chunk by chunk. Two ranks may also
-// swap whole tensors, and each sums them when it needs the sum. A chunk may overwrite a place of the ring
-// when the peer has said that what lay there is consumed.
+// share into everybody's rings, and they copy it out; or they read it where it lies, if it is exposed to
+// them. all_reduce is both, chunk by chunk. Two ranks may also swap whole tensors, and each sums them when it
+// needs the sum. A chunk may overwrite a place of the ring when the peer has said that what lay there is
+// consumed.
 //
 // Order matters beyond correctness: streams may share a hardware queue, where a step waits for all steps that
 // were queued before it. What a rank sends is therefore always queued before the waiting for what it receives
@@ -26,9 +27,9 @@ namespace levin::copy_engine {
 enum class Queue : int { reduce_out, gather_out, swap_out, sums, copies, user };
 inline constexpr int kQueues = 6;
 
-// What a chunk arrives for: each kind has rings and flags of its own.
-enum class Kind : int { reduce, gather, swap };
-inline constexpr int kKinds = 3;
+// What a chunk arrives for: each kind has rings and flags of its own; `pull` has flags alone.
+enum class Kind : int { reduce, gather, swap, pull };
+inline constexpr int kKinds = 4;
 
 // What a rank's window holds, the same on every rank.
 struct Window {
@@ -48,6 +49,7 @@ struct Step {
         put,     // bytes at `from` of the source tensor -> at `to` of the window of `peer`
         sum,     // `from` of the source and `ring` of all peers' rings, in rank order -> `to` of the target
         copy,    // `from` of the own window -> `to` of the target tensor
+        pull,    // `from` of the source tensor of `peer` -> `to` of the target tensor
         wait,    // until the own flag that `peer` writes is at least `value` (of numbers that wrap around)
         signal,  // the flag of `peer` that this rank writes becomes `value`
         follow,  // goes on when what is in queue `after` so far has ended
@@ -69,11 +71,14 @@ public:
     Schedule(const Window& window, int rank) : window_(window), rank_(rank) {}
 
     // In place over `bytes` of a tensor, any number of elements of `element` bytes; source and target are it.
-    Steps all_reduce(size_t bytes, size_t element);
+    // `exposed`: the peers can read it.
+    Steps all_reduce(size_t bytes, size_t element, bool exposed = false);
     // Source: ranks * share bytes; target: share bytes.
     Steps reduce_scatter(size_t share);
     // Source: share bytes; target: ranks * share bytes, of which the own share is left to the caller.
     Steps all_gather(size_t share);
+    // The same for sources that the peers can read; a rank's may change again when its steps have ended.
+    Steps all_gather_exposed(size_t share);
     // all_reduce of two ranks in two halves: out now, and later, in the queue `user`, the sums. The later
     // halves come in the order of the first ones.
     struct Swap {
@@ -107,6 +112,8 @@ private:
     void release(Steps& steps, Queue queue, Kind kind, const Chunk& chunk, int peer);
     void reduce(Steps& steps, const Pieces& pieces, size_t c, size_t target);
     void gather(Steps& steps, const Pieces& pieces, size_t c, size_t source);
+    void pull(Steps& steps, const Pieces& pieces, size_t c, bool whole);
+    void end_pulls(Steps& steps);
 
     Window window_;
     int rank_;

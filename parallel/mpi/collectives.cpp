@@ -61,15 +61,16 @@ bool small(const Call& call, const Tensor& tensor) {
     return tensor.bytes() * static_cast<size_t>(call.size) <= kSmall;
 }
 
+// A reduction asks its tensors for their memory once: whoever asks later waits for the reduction.
 class AllReduce : public Collective {
 public:
     AllReduce(const Call& call, const Tensor& tensor, ReduceOp op)
-        : Collective(call), tensor_(tensor), op_(op), small_(small(call, tensor)) {}
+        : Collective(call), tensor_(tensor), data_(bytes_of(tensor)), op_(op), small_(small(call, tensor)) {}
 
     void begin() override {
         if (small_) {
             gather_to_scratch(tensor_.bytes(), 0);
-            each_peer([&](int peer) { post_send(tensor_.data(), tensor_.bytes(), peer, 0); });
+            each_peer([&](int peer) { post_send(data_, tensor_.bytes(), peer, 0); });
         } else {
             gather_to_scratch(part_bytes(rank_), 0);
             each_peer([&](int peer) { post_send(part(peer), part_bytes(peer), peer, 0); });
@@ -78,7 +79,7 @@ public:
 
     void advance() override {
         if (round_++ > 0) return;
-        if (small_) return reduce(tensor_.data(), tensor_.data(), tensor_.count(), tensor_.dtype(), op_);
+        if (small_) return reduce(data_, data_, tensor_.count(), tensor_.dtype(), op_);
         reduce(part(rank_), part(rank_), first(rank_ + 1) - first(rank_), tensor_.dtype(), op_);
         each_peer([&](int peer) { post_recv(part(peer), part_bytes(peer), peer, 1); });
         each_peer([&](int peer) { post_send(part(rank_), part_bytes(rank_), peer, 1); });
@@ -88,14 +89,13 @@ private:
     int64_t first(int rank) const {
         return tensor_.count() / size_ * rank + std::min<int64_t>(rank, tensor_.count() % size_);
     }
-    char* part(int rank) const {
-        return bytes_of(tensor_) + static_cast<size_t>(first(rank)) * size_of(tensor_.dtype());
-    }
+    char* part(int rank) const { return data_ + static_cast<size_t>(first(rank)) * size_of(tensor_.dtype()); }
     size_t part_bytes(int rank) const {
         return static_cast<size_t>(first(rank + 1) - first(rank)) * size_of(tensor_.dtype());
     }
 
     Tensor tensor_;
+    char* data_;
     ReduceOp op_;
     bool small_;
     int round_ = 0;
@@ -104,20 +104,26 @@ private:
 class ReduceScatter : public Collective {
 public:
     ReduceScatter(const Call& call, const Tensor& whole, const Tensor& part, ReduceOp op)
-        : Collective(call), whole_(whole), part_(part), op_(op) {}
+        : Collective(call),
+          whole_(whole),
+          part_(part),
+          data_(bytes_of(whole)),
+          target_(bytes_of(part)),
+          op_(op) {}
 
     void begin() override {
         gather_to_scratch(part_.bytes(), 0);
         each_peer([&](int peer) { post_send(share(peer), part_.bytes(), peer, 0); });
     }
     void advance() override {
-        if (round_++ == 0) reduce(share(rank_), part_.data(), part_.count(), part_.dtype(), op_);
+        if (round_++ == 0) reduce(share(rank_), target_, part_.count(), part_.dtype(), op_);
     }
 
 private:
-    char* share(int rank) const { return bytes_of(whole_) + part_.bytes() * static_cast<size_t>(rank); }
+    char* share(int rank) const { return data_ + part_.bytes() * static_cast<size_t>(rank); }
 
     Tensor whole_, part_;
+    char *data_, *target_;
     ReduceOp op_;
     int round_ = 0;
 };

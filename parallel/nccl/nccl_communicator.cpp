@@ -225,6 +225,9 @@ public:
     }
 
     bool copy_engines() const override { return exchange_ != nullptr; }
+    std::shared_ptr<void> expose(const std::vector<Tensor>& parts) override {
+        return exchange_ ? exchange_->expose(parts) : nullptr;
+    }
 
     void open_group() override {
         LEVIN_NCCL(ncclGroupStart);

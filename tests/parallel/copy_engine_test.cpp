@@ -88,10 +88,16 @@ private:
             EXPECT_LE(offset + step.bytes, call.target[size_t(rank)]->size() * sizeof(int64_t));
             return reinterpret_cast<char*>(call.target[size_t(rank)]->data()) + offset;
         };
-        EXPECT_LE(step.bytes, window_.ring[size_t(step.kind)]);
+        const bool window = step.action != Step::Action::pull;
+        EXPECT_LE(step.bytes, window ? window_.ring[size_t(step.kind)] : step.bytes);
         switch (step.action) {
             case Step::Action::put:
                 std::memcpy(bytes(step.peer) + step.to, source(step.from), step.bytes);
+                break;
+            case Step::Action::pull:
+                std::memcpy(target(step.to),
+                            reinterpret_cast<const char*>(call.source[size_t(step.peer)]->data()) + step.from,
+                            step.bytes);
                 break;
             case Step::Action::copy:
                 std::memcpy(target(step.to), bytes(rank) + step.from, step.bytes);
@@ -164,8 +170,11 @@ TEST_P(CopyEngine, EveryOrderOfStepsGivesTheSumsInRankOrder) {
             Values reduced = drawn(ranks, count * width, count), again = drawn(ranks, count + 5, count + 1);
             Values whole = drawn(ranks, count * width, count + 2), part = drawn(ranks, count, 0);
             Values share = drawn(ranks, count, count + 3), gathered = drawn(ranks, count * width, 0);
-            const Values sent = share;
-            const auto expected = sums(reduced), expected_again = sums(again), expected_whole = sums(whole);
+            Values exposed = drawn(ranks, count, count + 4), pulled = gathered;
+            Values read = drawn(ranks, count * width - 3 % count, count + 5);
+            const Values sent = share, shown = exposed;
+            const auto expected_read = sums(read), expected = sums(reduced), expected_again = sums(again),
+                       expected_whole = sums(whole);
             std::vector<Host::Call> calls;
             calls.push_back(call(host, reduced, reduced, [&](Schedule& s) {
                 return s.all_reduce(count * width * sizeof(int64_t), 8);
@@ -177,18 +186,34 @@ TEST_P(CopyEngine, EveryOrderOfStepsGivesTheSumsInRankOrder) {
             calls.push_back(call(host, again, again, [&](Schedule& s) {
                 return s.all_reduce((count + 5) * sizeof(int64_t), 8);
             }));
+            calls.push_back(call(host, exposed, pulled,
+                                 [&](Schedule& s) { return s.all_gather_exposed(count * sizeof(int64_t)); }));
+            calls.push_back(call(host, read, read, [&](Schedule& s) {
+                return s.all_reduce(read[0].size() * sizeof(int64_t), 8, true);
+            }));
+            // When a rank's steps have ended it may write to what the others read.
+            calls.push_back(call(host, again, exposed, [&](Schedule&) {
+                return Steps{{.action = Step::Action::follow, .queue = Queue::user, .after = Queue::copies},
+                             {.action = Step::Action::pull,
+                              .queue = Queue::user,
+                              .peer = 0,
+                              .bytes = count * sizeof(int64_t)}};
+            }));
             host.run(calls, order);
             if (HasFatalFailure()) return;
             for (size_t r = 0; r < width; ++r) {
                 EXPECT_EQ(reduced[r], expected) << "rank " << r << " of " << ranks << ", " << count;
+                EXPECT_EQ(read[r], expected_read) << "rank " << r << " of " << ranks << ", " << count;
                 EXPECT_EQ(again[r], expected_again) << "rank " << r << " of " << ranks << ", " << count;
                 EXPECT_TRUE(std::equal(part[r].begin(), part[r].end(),
                                        expected_whole.begin() + static_cast<ptrdiff_t>(r * count)));
                 EXPECT_EQ(share[r], sent[r]);
                 for (size_t p = 0; p < width; ++p) {
                     if (p == r) continue;
-                    EXPECT_TRUE(std::equal(sent[p].begin(), sent[p].end(),
-                                           gathered[r].begin() + static_cast<ptrdiff_t>(p * count)));
+                    const auto place = static_cast<ptrdiff_t>(p * count);
+                    EXPECT_TRUE(std::equal(sent[p].begin(), sent[p].end(), gathered[r].begin() + place));
+                    EXPECT_TRUE(std::equal(shown[p].begin(), shown[p].end(), pulled[r].begin() + place))
+                        << "rank " << r << " read what rank " << p << " wrote later";
                 }
             }
         }

@@ -189,6 +189,11 @@ TEST_F(Nccl, CopyEnginesGiveTheSumsOfTheHost) {
             world.all_reduce(place);
             const Tensor part = Tensor::full({share}, 77, dtype, gpu),
                          mine = place.narrow(0, rank * share, share);
+            const Tensor read = contribution(rank, dtype, count).to(gpu);
+            const std::shared_ptr<void> exposed = copied->expose({read});
+            ASSERT_NE(exposed, nullptr);
+            copied->all_reduce(read);
+            ASSERT_TRUE(same_bits(read, expected)) << "all_reduce in place of " << label(dtype, count);
             copied->reduce_scatter(whole, part);
             ASSERT_TRUE(same_bits(part, mine)) << "reduce_scatter of " << label(dtype, count);
             copied->reduce_scatter(whole, whole.narrow(0, rank * share, share));
@@ -235,6 +240,84 @@ TEST_F(Nccl, CopyEnginesInFlightTogether) {
                 ASSERT_EQ(gathered[size_t(i)].narrow(0, r * (1 << 20) + at, 1).item(), 100 * i + r);
         for (const size_t at : {size_t(2 * i), size_t(2 * i + 1)})
             for (const int64_t element : {0, 999}) ASSERT_EQ(small[at].narrow(0, element, 1).item(), sum);
+    }
+}
+
+// Peers read exposed parts; each is rewritten as soon as its gather has ended, which nobody may see. Parts in
+// memory of their own, in their place of the whole, and one too small to be exposed, gathered in one launch.
+TEST_F(Nccl, ExposedPartsAreReadWhereTheyLie) {
+    const auto copied = world.split(0, rank, "exposed", {.copy_engines = CopyEngines::overlapped});
+    const int64_t large = 5000003, small = 200000;
+    for (int round = 0; round < 2; ++round) {  // the second finds the same memory in the cache
+        const Tensor place = Tensor::full({size * large}, -1, DType::bf16, gpu);
+        const std::vector<Tensor> parts{Tensor::full({large}, -1, DType::f32, gpu),
+                                        place.narrow(0, rank * large, large),
+                                        Tensor::full({small}, -1, DType::f32, gpu)};
+        const std::shared_ptr<void> exposed = copied->expose(parts);
+        ASSERT_NE(exposed, nullptr);
+        for (int i = 0; i < 20; ++i) {
+            std::vector<Tensor> wholes;
+            std::vector<Pending> works;
+            for (Tensor part : parts) {
+                part.fill(4 * i + rank);
+                wholes.push_back(part.shares_storage(place)
+                                     ? place
+                                     : Tensor::full({size * part.count()}, -1, part.dtype(), gpu));
+            }
+            copied->group([&] {
+                for (size_t p = 0; p < parts.size(); ++p)
+                    works.push_back(copied->start_all_gather(parts[p], wholes[p]));
+            });
+            const Tensor meanwhile = Tensor::full({1 << 22}, i, DType::f32, gpu);
+            for (const Pending& work : works) work->wait();
+            std::vector<Tensor> kept;
+            for (const Tensor& whole : wholes) kept.push_back(whole.clone());
+            for (Tensor part : parts) part.fill(-7);
+            for (size_t p = 0; p < parts.size(); ++p)
+                for (int r = 0; r < size; ++r)
+                    ASSERT_TRUE(same_bits(kept[p].narrow(0, r * parts[p].count(), parts[p].count()),
+                                          Tensor::full({parts[p].count()}, 4 * i + r, parts[p].dtype())))
+                        << "part " << p << " of rank " << r << ", gather " << i;
+        }
+    }
+}
+
+// What ZeRO gathers over copy engines is what ranks alone compute, at every stage, while first parameters
+// travel and the others are still being written.
+TEST_F(Nccl, ParametersOfEveryStageArriveOverCopyEngines) {
+    const auto copied = world.split(0, rank, "zero", {.copy_engines = CopyEngines::overlapped});
+    for (const int stage : {1, 2, 3}) {
+        std::vector<Variable> parameters;
+        DataParallel::Options options{.bucket_bytes = size_t{1} << 20, .stage = stage};
+        for (int i = 0; i < 6; ++i) {
+            parameters.emplace_back(Tensor::zeros({1024, 2048 + 64 * i}, DType::bf16, gpu), true);
+            options.units.push_back(i / 2);
+        }
+        DataParallel data_parallel(parameters, copied, options);
+        for (int update = 1; update < 6; ++update) {
+            data_parallel.reduce_next_backward();
+            for (size_t i = parameters.size(); i-- > 0;)
+                accumulate_gradient(parameters[i], [&](Tensor& target, double) { target.fill(rank + 1); });
+            data_parallel.finish();
+            for (const bool first : {true, false}) {
+                for (const OwnedRange& range : data_parallel.owned()) {
+                    if (range.first != first) continue;
+                    ASSERT_EQ(range.gradient.narrow(0, range.count - 1, 1).item(), size * (size + 1) / 2);
+                    Tensor value = range.value;
+                    value.fill(update + static_cast<double>(range.parameter) / 8);
+                }
+                if (first) data_parallel.publish_first();
+            }
+            data_parallel.publish();
+            for (size_t i = 0; i < parameters.size(); ++i) {
+                const Tensor& value = parameters[i].value();
+                ASSERT_TRUE(same_bits(
+                    value.view({value.count()}),
+                    Tensor::full({value.count()}, update + static_cast<double>(i) / 8, DType::bf16)))
+                    << "stage " << stage << " update " << update << " parameter " << i;
+                parameters[i].clear_gradient();
+            }
+        }
     }
 }
 
