@@ -28,6 +28,7 @@ struct Options {
 
 struct Buffers {
     Tensor whole, part, other;
+    Tensor exposed_whole, exposed_part;  // peers read them where they lie, if they can
 };
 
 struct Collective {
@@ -35,6 +36,7 @@ struct Collective {
     NcclCall alone;
     std::function<void(Communicator&, const Buffers&)> run;
     double (*factor)(double ranks);
+    bool exposed = false;
 };
 
 const std::vector<Collective>& collectives() {
@@ -57,7 +59,13 @@ const std::vector<Collective>& collectives() {
                  c.recv(b.other, (c.rank() + c.size() - 1) % c.size());
              });
          },
-         [](double) { return 1.0; }}};
+         [](double) { return 1.0; }},
+        {"all_reduce, exposed", NcclCall::none,
+         [](Communicator& c, const Buffers& b) { c.all_reduce(b.exposed_whole); },
+         [](double ranks) { return 2 * most(ranks); }, true},
+        {"all_gather, exposed", NcclCall::none,
+         [](Communicator& c, const Buffers& b) { c.all_gather(b.exposed_part, b.whole); },
+         [](double ranks) { return most(ranks); }, true}};
     return all;
 }
 
@@ -86,10 +94,13 @@ void measure(Communicator& ranks, const Options& options, DType dtype, const Dev
         const auto wanted = static_cast<int64_t>(mib * (1 << 20) / static_cast<double>(size_of(dtype)));
         const int64_t share = std::max<int64_t>(1, wanted / ranks.size()), count = share * ranks.size();
         const Buffers buffers{Tensor::zeros({count}, dtype, device), Tensor::zeros({share}, dtype, device),
-                              Tensor::zeros({count}, dtype, device)};
+                              Tensor::zeros({count}, dtype, device), Tensor::zeros({count}, dtype, device),
+                              Tensor::zeros({share}, dtype, device)};
+        const std::shared_ptr<void> exposed = ranks.expose({buffers.exposed_whole, buffers.exposed_part});
         const auto bytes = static_cast<double>(buffers.whole.bytes());
         const int64_t in_a_row = std::clamp<int64_t>(static_cast<int64_t>(64e6 / bytes), 2, 20);
         for (const Collective& collective : collectives()) {
+            if (collective.exposed && !exposed) continue;
             const double seconds = seconds_per_call(
                 ranks, stream, [&] { collective.run(ranks, buffers); }, options.repeats, in_a_row);
             const double bus = collective.factor(ranks.size()) * bytes / 1e9;
