@@ -91,7 +91,8 @@ struct ParallelConfig {
     int64_t tp = 1, cp = 1, pp = 1;  // data parallelism takes the remaining ranks
     int64_t virtual_stages = 1;      // per pipeline rank
     int64_t zero = 0;
-    int64_t bucket_mib = 64;  // gradients reduced together
+    bool reshard_after_forward = true;  // with zero 3
+    int64_t bucket_mib = 64;            // gradients reduced together
     GradientType gradient_dtype = GradientType::f32;
     CopyEngineGroups copy_engines = CopyEngineGroups::pairs;
     bool sequence_scatter = false;  // tokens between blocks, over tp

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <omp.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cmath>
@@ -59,6 +60,12 @@ Recomputation recomputation_of(Recompute mode) {
             return Recomputation::full;
     }
     return Recomputation::none;
+}
+
+// Parameters that stay gathered until the optimizer changes them lie whole on every rank.
+int stage_of(const ParallelConfig& parallel) {
+    return static_cast<int>(parallel.reshard_after_forward ? parallel.zero
+                                                           : std::min<int64_t>(parallel.zero, 2));
 }
 
 // Chunks pay where no kernel of a collective stands in the way of the products beside it.
@@ -123,7 +130,7 @@ private:
         if (mesh_->replicas()->size() == 1) return nullptr;
         std::vector<Variable> variables;
         DataParallel::Options options{.bucket_bytes = static_cast<size_t>(config.parallel.bucket_mib) << 20,
-                                      .stage = static_cast<int>(config.parallel.zero),
+                                      .stage = stage_of(config.parallel),
                                       .units = {},
                                       .reduce_in_bf16 = config.parallel.gradient_dtype == GradientType::bf16};
         for (Parameter& parameter : model_.parameters()) {

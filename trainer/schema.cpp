@@ -278,6 +278,11 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "ZeRO: what data-parallel ranks keep in shares instead of whole. 1: optimizer state; 2: gradients "
         "too; "
         "3: parameters too, gathered layer by layer. The results are the same.");
+    KEY(parallel, reshard_after_forward, boolean,
+        "With `zero: 3`: give a layer's parameters back after its forward pass and gather them again for its "
+        "backward pass. `false`: gather them once an update, whatever its micro-batches, which needs memory "
+        "for "
+        "all of them, and is what `zero: 2` does.");
     KEY(parallel, bucket_mib, integer, {1, 4096}, "Gradients are reduced in buckets of this many MiB.");
     KEY(parallel, gradient_dtype, choice<GradientType>,
         "Type of gradients on their way between data-parallel ranks. `bf16`: half the traffic, for a "
