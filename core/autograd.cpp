@@ -16,9 +16,9 @@ namespace detail {
 struct VariableState {
     Tensor value;
     bool requires_grad = false;
-    std::shared_ptr<Node> node;                    // the op that made it; null for a leaf
-    size_t output = 0;                             // which output of that op
-    Elementwise formed_again = Elementwise::none;  // by that op's backward function, if wanted
+    std::shared_ptr<Node> node;  // the op that made it; null for a leaf
+    size_t output = 0;           // which output of that op
+    bool formed_again = false;   // by that op's backward function, if wanted
     // Leaves only.
     Tensor gradient;
     bool fresh = true;  // gradient holds nothing yet: the next contribution overwrites
@@ -77,7 +77,7 @@ namespace {
 
 std::atomic<uint64_t> next_order{0};
 thread_local bool gradient_mode = true;
-thread_local Elementwise not_kept = Elementwise::none;
+thread_local bool selective = false;
 thread_local int backward_depth = 0;  // > 1 inside the second run of a recomputed region
 thread_local LeafRecorder* leaf_recorder = nullptr;
 
@@ -250,9 +250,7 @@ void Variable::set_gradient_buffer(Tensor buffer) {
     state_->fresh = true;
 }
 void Variable::set_gradient_hook(std::function<void(Variable&)> hook) { state_->hook = std::move(hook); }
-void Variable::set_formed_again(Elementwise kind) {
-    if (state_->node) state_->formed_again = kind;
-}
+void Variable::set_formed_again() { state_->formed_again = state_->node != nullptr; }
 
 Tensor Node::gradient_buffer(size_t output) {
     const Shape& shape = output_shapes[output];
@@ -426,15 +424,14 @@ void LeafRecorder::note(const Variable& leaf) {
         leaves_.push_back(leaf);
 }
 
-SelectiveRecomputation::SelectiveRecomputation(Elementwise most) : previous_(not_kept) { not_kept = most; }
-SelectiveRecomputation::~SelectiveRecomputation() { not_kept = previous_; }
+SelectiveRecomputation::SelectiveRecomputation(bool on) : previous_(selective) { selective = on; }
+SelectiveRecomputation::~SelectiveRecomputation() { selective = previous_; }
 
 Saved::Saved(size_t input, const Variable& variable, const Variable& leaf) : input_(input) {
     if (!gradient_mode) return;  // nothing will run backward
     // The gradient of an inner node cannot wait: that node may run first.
     const bool may_wait = leaf.requires_grad() && leaf.is_leaf();
-    const Elementwise kind = variable.state_->formed_again;
-    if (kind == Elementwise::none || kind > not_kept || !may_wait) value_ = variable.state_->value;
+    if (!(selective && variable.state_->formed_again && may_wait)) value_ = variable.state_->value;
 }
 
 }  // namespace levin

@@ -26,9 +26,6 @@ struct VariableState;
 struct Node;
 }  // namespace detail
 
-// Elementwise results that selective recomputation does not keep, the widest first.
-enum class Elementwise { none, gated_products, norms };
-
 class Variable {
 public:
     Variable() = default;
@@ -60,8 +57,8 @@ public:
     void set_gradient_hook(std::function<void(Variable&)> hook);
 
     // The backward function of the op that made this can form value() again on its way (see
-    // Gradients::value_wanted), so that consumers need not keep it under SelectiveRecomputation(kind).
-    void set_formed_again(Elementwise kind);
+    // Gradients::value_wanted), so that consumers need not keep it.
+    void set_formed_again();
 
     bool same_as(const Variable& other) const { return state_ == other.state_; }
 
@@ -194,17 +191,17 @@ Variable recompute(const SliceRegion& region, const Variable& x, const std::vect
 // The whole of x at one time.
 Variable recompute(const std::function<Variable(const Variable& x)>& region, const Variable& x);
 
-// Selective recomputation: while this lives, ops do not keep elementwise results up to and including `most`
-// that the op before them forms again in its own backward pass, which reads all it takes anyway: the price
-// is one write of the value. The same gradients to the bit.
+// Selective recomputation: while this lives with `on`, ops do not keep elementwise results (norms, gated
+// products) that the op before them forms again in its own backward pass, which reads all it takes anyway:
+// the price is one write of the value. The same gradients to the bit.
 class SelectiveRecomputation {
 public:
-    explicit SelectiveRecomputation(Elementwise most);
+    explicit SelectiveRecomputation(bool on);
     ~SelectiveRecomputation();
     SelectiveRecomputation(const SelectiveRecomputation&) = delete;
 
 private:
-    Elementwise previous_;
+    bool previous_;
 };
 
 }  // namespace levin

@@ -135,10 +135,7 @@ Residual LanguageModel::recompute_layer(const Layer& layer, const Residual& stre
 
 Residual LanguageModel::run_layers(StageLayers range, Residual stream, const ops::TokenLayout& layout,
                                    DecodeState* state) const {
-    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective ? Elementwise::norms
-                                           : recomputation_ == Recomputation::gated
-                                               ? Elementwise::gated_products
-                                               : Elementwise::none);
+    const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
     std::shared_ptr<const LayerSlices> slices;
     if (recomputation_ == Recomputation::full && !state) {
         slices = std::make_shared<const LayerSlices>(cut_into_slices(layout, slice_tokens_));

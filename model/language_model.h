@@ -39,7 +39,7 @@ struct DecodeState {
     std::vector<LayerState> layers;
 };
 
-enum class Recomputation { none, gated, selective, full };
+enum class Recomputation { none, selective, full };
 
 class LanguageModel {
 public:

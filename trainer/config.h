@@ -34,7 +34,7 @@ struct DataConfig {
     bool operator==(const DataConfig&) const = default;
 };
 
-enum class Recompute { none, gated, selective, full };
+enum class Recompute { none, selective, full };
 
 struct TrainerConfig {
     int64_t steps = 1000;

@@ -52,8 +52,6 @@ Recomputation recomputation_of(Recompute mode) {
     switch (mode) {
         case Recompute::none:
             return Recomputation::none;
-        case Recompute::gated:
-            return Recomputation::gated;
         case Recompute::selective:
             return Recomputation::selective;
         case Recompute::full:

@@ -12,8 +12,8 @@ namespace levin {
         static constexpr EnumName<E> names[] = {__VA_ARGS__}; \
         return names;                                         \
     }
-LEVIN_ENUM_NAMES(Recompute, {Recompute::none, "none"}, {Recompute::gated, "gated"},
-                 {Recompute::selective, "selective"}, {Recompute::full, "full"})
+LEVIN_ENUM_NAMES(Recompute, {Recompute::none, "none"}, {Recompute::selective, "selective"},
+                 {Recompute::full, "full"})
 LEVIN_ENUM_NAMES(ScheduleType, {ScheduleType::cosine, "cosine"}, {ScheduleType::linear, "linear"},
                  {ScheduleType::constant, "constant"}, {ScheduleType::wsd, "wsd"})
 LEVIN_ENUM_NAMES(GradientType, {GradientType::f32, "f32"}, {GradientType::bf16, "bf16"})
@@ -218,9 +218,8 @@ void add_trainer(std::vector<SchemaKey>& keys) {
         "several passes are added up where needed.");
     KEY(trainer, recompute, choice<Recompute>,
         "Activations formed again in backward to save memory; the gradients are the same to the bit. "
-        "`gated`: "
-        "gated products; `selective`: norms too, for about 2 % of a step in all; `full`: all but each "
-        "layer's input.");
+        "`selective`: "
+        "norms and gated products, for about 2 % of a step; `full`: all but each layer's input.");
     KEY(trainer, recompute_slice, integer, {0, 1 << 30},
         "With `recompute: full`: tokens that a layer handles at one time, forward and backward, so that only "
         "its "

@@ -42,7 +42,7 @@ Variable glu(const Variable& a, const Variable& b, Activation activation) {
         inputs.add(0, da);
         inputs.add(1, db);
     });
-    y.set_formed_again(Elementwise::gated_products);
+    y.set_formed_again();
     return y;
 }
 

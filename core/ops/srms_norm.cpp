@@ -60,7 +60,7 @@ Variable srms_norm(const Variable& x, double eps) {
                             backward_into(value, rstd, dy.contiguous(), {}, dx, inputs, 0);
                             inputs.add(0, dx);
                         });
-    y.set_formed_again(Elementwise::norms);
+    y.set_formed_again();
     return y;
 }
 
@@ -92,7 +92,7 @@ std::pair<Variable, Variable> add_srms_norm(const Variable& x, const Variable& b
                    inputs.add(0, dx);
                    if (has_branch) inputs.add(1, dx);
                });
-    results[1].set_formed_again(Elementwise::norms);
+    results[1].set_formed_again();
     return {results[0], results[1]};
 }
 
@@ -136,7 +136,7 @@ Variable gated_srms_norm(const Variable& o, const Variable& u, Activation gate, 
             inputs.add(0, d_o);
             inputs.add(1, du);
         });
-    y.set_formed_again(Elementwise::gated_products);
+    y.set_formed_again();
     return y;
 }
 
