@@ -41,6 +41,10 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias 
 // --- split.cpp: column slices of x, widths summing to its width. No copy forward; none backward where the
 // consumers write their gradients through Gradients::buffer().
 std::vector<Variable> split(const Variable& x, const std::vector<int64_t>& widths);
+// Runs of rows of x, as views; `rows` sums to those of x. join_rows: the inverse. Backward split_rows copies,
+// forward join_rows; one run of all is the variable itself.
+std::vector<Variable> split_rows(const Variable& x, const std::vector<int64_t>& rows);
+Variable join_rows(const std::vector<Variable>& parts);
 
 // --- activation.cpp: activation(x); `group` is the width over which exp subtracts its maximum (0: the whole
 // row).

@@ -25,6 +25,7 @@ LanguageModel::LanguageModel(const ModelConfig& config, DType dtype, const Devic
                .chunks = options.overlap_chunks,
                .least_bytes = options.least_chunk_bytes,
                .row_bytes = config.hidden_size * static_cast<int64_t>(size_of(dtype))};
+    two_batches_ = tp_ && options.two_batches && !options.sequence_scatter;
     MemoryScope scope(MemoryCategory::parameters);
     for (ParameterSpec& spec : parameter_table(config)) {
         if (!holds_parameter(config, spec, layout.pp, virtual_stages, place.pp)) continue;
@@ -111,6 +112,22 @@ void LanguageModel::load(const std::map<std::string, Tensor>& values) {
     }
 }
 
+namespace {
+
+std::vector<Residual> split_rows(const Residual& stream, const std::vector<RowSlice>& slices) {
+    std::vector<int64_t> rows;
+    for (const RowSlice& slice : slices) rows.push_back(slice.rows);
+    std::vector<Residual> parts;
+    for (const Variable& h : ops::split_rows(stream.h, rows)) parts.push_back({h, {}});
+    if (stream.branch.defined()) {
+        const std::vector<Variable> branches = ops::split_rows(stream.branch.get(), rows);
+        for (size_t i = 0; i < parts.size(); ++i) parts[i].branch = branches[i];
+    }
+    return parts;
+}
+
+}  // namespace
+
 Residual LanguageModel::recompute_layer(const Layer& layer, const Residual& stream,
                                         const std::shared_ptr<const LayerSlices>& slices) const {
     const bool lightning = config_.mixer_of(layer.index) == Mixer::lightning;
@@ -133,8 +150,8 @@ Residual LanguageModel::recompute_layer(const Layer& layer, const Residual& stre
     return {recompute(region, x, rows), {}};
 }
 
-Residual LanguageModel::run_layers(StageLayers range, Residual stream, const ops::TokenLayout& layout,
-                                   DecodeState* state) const {
+std::vector<Residual> LanguageModel::run_layers(StageLayers range, const Residual& stream,
+                                                const ops::TokenLayout& layout, DecodeState* state) const {
     const SelectiveRecomputation selective(recomputation_ == Recomputation::selective);
     std::shared_ptr<const LayerSlices> slices;
     if (recomputation_ == Recomputation::full && !state) {
@@ -148,13 +165,27 @@ Residual LanguageModel::run_layers(StageLayers range, Residual stream, const ops
     }
     LEVIN_CHECK(slices || !layout.slices, "model",
                 "a layout in {} slices for a model that does not recompute in slices", layout.slices->size());
+    std::vector<Residual> streams{stream};
+    std::vector<ops::TokenLayout> layouts{layout};
+    if (two_batches_ && !slices && !state) {
+        LayerSlices halves = cut_into_halves(layout);
+        streams = split_rows(stream, halves.rows);
+        layouts = std::move(halves.layouts);
+    }
     for (size_t i = 0; i < layers_.size(); ++i) {
         const Layer& layer = layers_[i];
         if (layer.index < range.first || layer.index >= range.last) continue;
-        stream = slices ? recompute_layer(layer, stream, slices)
-                        : layer.forward(config_, stream, layout, state ? &state->layers[i] : nullptr);
+        if (slices) {
+            streams[0] = recompute_layer(layer, streams[0], slices);
+            continue;
+        }
+        for (size_t part = 0; part < streams.size(); ++part)
+            streams[part] = layer.attention_block(config_, streams[part], layouts[part],
+                                                  state ? &state->layers[i] : nullptr);
+        for (size_t part = 0; part < streams.size(); ++part)
+            streams[part] = layer.glu_block(config_, streams[part], layouts[part]);
     }
-    return stream;
+    return streams;
 }
 
 Variable LanguageModel::embed(const Tensor& ids, double scale) const {
@@ -207,23 +238,26 @@ Variable LanguageModel::hidden(const Tensor& ids, ops::TokenLayout layout, Decod
     LEVIN_CHECK(!state || !gradients_enabled(), "model", "decoding keeps no gradients: use NoGradient");
     LEVIN_CHECK(stages_ == 1, "model", "one of {} stages cannot run alone", stages_);
     if (state) layout.first_position = state->position;
-    const Residual stream = run_layers({0, config_.num_layers}, begin(ids, layout), layout, state);
+    const auto streams = run_layers({0, config_.num_layers}, begin(ids, layout), layout, state);
     if (state) state->position += layout.length;
-    return end(stream, layout);
+    return end(streams, layout);
 }
 
-Variable LanguageModel::end(const Residual& stream, const ops::TokenLayout& layout) const {
-    const Variable x = add_and_norm(config_, stream, final_norm_).second;
+Variable LanguageModel::end(const std::vector<Residual>& streams, const ops::TokenLayout& layout) const {
+    std::vector<Variable> parts;
+    for (const Residual& stream : streams) parts.push_back(add_and_norm(config_, stream, final_norm_).second);
+    const Variable x = ops::join_rows(parts);
     return tp_.scatter ? tensor_parallel::enter(x, tp_.shares(layout.tokens())) : x;
 }
 
 Variable LanguageModel::run_stage(int64_t stage, const Variable& input, const Tensor& ids,
                                   const ops::TokenLayout& layout) const {
-    const Residual stream =
-        run_layers(layers_of_stage(config_, stages_, stage),
-                   stage == 0 ? begin(ids, layout) : Residual{input, {}}, layout, nullptr);
-    if (stage == stages_ - 1) return end(stream, layout);
-    return stream.whole();  // one tensor travels
+    const auto streams = run_layers(layers_of_stage(config_, stages_, stage),
+                                    stage == 0 ? begin(ids, layout) : Residual{input, {}}, layout, nullptr);
+    if (stage == stages_ - 1) return end(streams, layout);
+    std::vector<Variable> parts;
+    for (const Residual& stream : streams) parts.push_back(stream.whole());
+    return ops::join_rows(parts);  // one tensor travels
 }
 
 ops::CrossEntropyResult LanguageModel::loss_of(const Variable& hidden, const Tensor& targets,

@@ -31,6 +31,10 @@ struct TensorParallelOptions {
     // What a block begins and ends with travels in up to so many chunks of tokens, of so many bytes or more,
     // each while the next is multiplied.
     int64_t overlap_chunks = 1, least_chunk_bytes = int64_t{16} << 20;
+    // A batch of several sequences goes through the layers as two halves, block by block in turn: the sum
+    // that ends a block of one half travels during a block of the other. Not with context parallelism,
+    // scattered tokens or full recomputation.
+    bool two_batches = false;
 };
 
 // A sequence being decoded: constant memory per lightning layer, whatever its length.
@@ -103,19 +107,21 @@ private:
     Variable parameter(const std::string& name) const;  // undefined when the model has none of this name
     Variable embed(const Tensor& ids, double scale) const;
     Residual begin(const Tensor& ids, const ops::TokenLayout& layout) const;
-    Variable end(const Residual& stream, const ops::TokenLayout& layout) const;
+    // The streams of consecutive rows of one batch.
+    Variable end(const std::vector<Residual>& streams, const ops::TokenLayout& layout) const;
     // Full recomputation: the layer by slices. The stream is one tensor before and after it.
     Residual recompute_layer(const Layer& layer, const Residual& stream,
                              const std::shared_ptr<const LayerSlices>& slices) const;
-    // Layers first .. last - 1, those of this rank.
-    Residual run_layers(StageLayers range, Residual stream, const ops::TokenLayout& layout,
-                        DecodeState* state) const;
+    // Layers first .. last - 1, those of this rank. One stream, or those of the two halves of the batch.
+    std::vector<Residual> run_layers(StageLayers range, const Residual& stream,
+                                     const ops::TokenLayout& layout, DecodeState* state) const;
 
     ModelConfig config_;
     DType dtype_;
     Device device_;
     std::shared_ptr<const Mesh> mesh_;
     tensor_parallel::Group tp_;
+    bool two_batches_ = false;
     int64_t stages_ = 1;
     std::vector<Parameter> parameters_;
     std::map<std::string, size_t> index_;

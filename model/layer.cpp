@@ -22,7 +22,7 @@ Variable apply_norm(const ModelConfig& config, const Variable& x, const NormPara
 std::pair<Variable, Variable> add_and_norm(const ModelConfig& config, const Residual& stream,
                                            const NormParameters& parameters) {
     if (config.norm == Norm::simplermsnorm)
-        return add_srms_norm(stream.h, stream.branch, config.norm_epsilon());
+        return add_srms_norm(stream.h, stream.branch.get(), config.norm_epsilon());
     const Variable h = stream.whole();
     return {h, apply_norm(config, h, parameters)};
 }
@@ -33,28 +33,33 @@ Variable Layer::into(const Variable& x, const Variable& weight, const Variable& 
               : linear(x, weight, bias, first);
 }
 
-Variable Layer::out_of(const Variable& y, const Variable& weight, const Variable& bias,
-                       const TokenLayout& layout) const {
-    return tp ? tensor_parallel::row_linear(y, weight, bias, tp.shares(layout.tokens()))
-              : linear(y, weight, bias);
+Layer::Arriving Layer::out_of(const Variable& y, const Variable& weight, const Variable& bias,
+                              const TokenLayout& layout) const {
+    if (tp) return tensor_parallel::row_linear(y, weight, bias, tp.shares(layout.tokens()));
+    return linear(y, weight, bias);
 }
 
-Residual Layer::forward(const ModelConfig& config, const Residual& stream, const TokenLayout& layout,
-                        LayerState* state) const {
+Residual Layer::attention_block(const ModelConfig& config, const Residual& stream, const TokenLayout& layout,
+                                LayerState* state) const {
     const auto [h, x] = add_and_norm(config, stream, attention_norm);
-    const auto [h2, x2] = add_and_norm(config, {h, attention(config, x, layout, state)}, glu_norm);
-    const auto halves = split(into(x2, glu_in, glu_in_bias, layout), {glu_width, glu_width});
-    return {h2, out_of(glu(halves[0], halves[1], config.glu_activation), glu_out, glu_out_bias, layout)};
+    return {h, attention(config, x, layout, state)};
 }
 
-Variable Layer::attention(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
-                          LayerState* state) const {
+Residual Layer::glu_block(const ModelConfig& config, const Residual& stream,
+                          const TokenLayout& layout) const {
+    const auto [h, x] = add_and_norm(config, stream, glu_norm);
+    const auto halves = split(into(x, glu_in, glu_in_bias, layout), {glu_width, glu_width});
+    return {h, out_of(glu(halves[0], halves[1], config.glu_activation), glu_out, glu_out_bias, layout)};
+}
+
+Layer::Arriving Layer::attention(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
+                                 LayerState* state) const {
     if (config.mixer_of(index) == Mixer::lightning) return lightning(config, x, layout, state);
     return out_of(softmax(config, x, layout, state), out, out_bias, layout);
 }
 
-Variable Layer::lightning(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
-                          LayerState* state) const {
+Layer::Arriving Layer::lightning(const ModelConfig& config, const Variable& x, const TokenLayout& layout,
+                                 LayerState* state) const {
     const int64_t d = heads * config.head_dim();
     const bool multiply_gate = config.gate == Gate::multiply;
     // Keys and values first: with context parallelism their state travels while queries and gate are formed.

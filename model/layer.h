@@ -23,12 +23,13 @@ struct NormParameters {
     Variable weight, bias;
 };
 
-// The residual stream between layers: h and the branch that is still to be added to it, so that the addition
-// can be fused with the norm that follows. [tokens, hidden_size], or this rank's share of the tokens
-// (parallel/tensor_parallel/shares.h).
+// The residual stream between blocks: h and the branch that is still to be added to it, so that the addition
+// can be fused with the norm that follows, and what the branch waits for can travel till then. [tokens,
+// hidden_size], or this rank's share of the tokens (parallel/tensor_parallel/shares.h).
 struct Residual {
-    Variable h, branch;  // branch undefined: nothing to add
-    Variable whole() const { return branch.defined() ? ops::add(h, branch) : h; }
+    Variable h;
+    tensor_parallel::Arriving branch;  // undefined: nothing to add
+    Variable whole() const { return branch.defined() ? ops::add(h, branch.get()) : h; }
 };
 
 struct Layer {
@@ -47,17 +48,24 @@ struct Layer {
     std::shared_ptr<Communicator> cp;
 
     Residual forward(const ModelConfig& config, const Residual& stream, const ops::TokenLayout& layout,
-                     LayerState* state) const;
+                     LayerState* state) const {
+        return glu_block(config, attention_block(config, stream, layout, state), layout);
+    }
+    Residual attention_block(const ModelConfig& config, const Residual& stream,
+                             const ops::TokenLayout& layout, LayerState* state) const;
+    Residual glu_block(const ModelConfig& config, const Residual& stream,
+                       const ops::TokenLayout& layout) const;
 
 private:
+    using Arriving = tensor_parallel::Arriving;
     // The first linear of a block, and the last one.
     Variable into(const Variable& x, const Variable& weight, const Variable& bias,
                   const ops::TokenLayout& layout, ops::FirstColumns* first = nullptr) const;
-    Variable out_of(const Variable& y, const Variable& weight, const Variable& bias,
+    Arriving out_of(const Variable& y, const Variable& weight, const Variable& bias,
                     const ops::TokenLayout& layout) const;
-    Variable attention(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
+    Arriving attention(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
                        LayerState* state) const;
-    Variable lightning(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
+    Arriving lightning(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
                        LayerState* state) const;
     Variable softmax(const ModelConfig& config, const Variable& x, const ops::TokenLayout& layout,
                      LayerState* state) const;

@@ -1,5 +1,8 @@
 #include "model/slices.h"
 
+#include <algorithm>
+#include <cstdlib>
+
 #include "core/transfer.h"
 #include "parallel/context_parallel/chunks.h"
 
@@ -15,8 +18,7 @@ public:
         const bool packed = layout_.cu_seqlens.defined();
         const int64_t sequences = layout_.sequences();
         for (int64_t i = 0; i < sequences; ++i) {
-            const int64_t begin = packed ? border(i) : i * layout_.length,
-                          end = packed ? border(i + 1) : begin + layout_.length;
+            const int64_t begin = packed ? border(i) : i * layout_.length, end = end_of(i);
             if (end - done() > most_) close();
             if (end - begin > most_)
                 pieces(begin, end);
@@ -27,7 +29,29 @@ public:
         return std::move(result_);
     }
 
+    // Into whole sequences before `middle` and behind it.
+    LayerSlices cut_at(int64_t middle) {
+        for (int64_t i = 0; i < layout_.sequences(); ++i) {
+            run_.push_back(end_of(i));
+            if (end_of(i) == middle) close();
+        }
+        close();
+        return std::move(result_);
+    }
+
+    // The end of a sequence that is nearest to the middle.
+    int64_t nearest_to_middle() const {
+        int64_t best = layout_.tokens();
+        for (int64_t i = 0; i < layout_.sequences(); ++i)
+            if (std::abs(2 * end_of(i) - layout_.tokens()) < std::abs(2 * best - layout_.tokens()))
+                best = end_of(i);
+        return best;
+    }
+
 private:
+    int64_t end_of(int64_t i) const {
+        return layout_.cu_seqlens.defined() ? border(i + 1) : (i + 1) * layout_.length;
+    }
     int64_t border(int64_t i) const { return (*layout_.borders)[static_cast<size_t>(i)]; }
     int64_t done() const {
         return result_.size() == 0 ? 0 : result_.rows.back().begin + result_.rows.back().rows;
@@ -76,6 +100,27 @@ private:
 
 }  // namespace
 
+namespace {
+
+LayerSlices whole(const ops::TokenLayout& layout) {
+    return {.rows = {{.begin = 0, .rows = layout.tokens()}}, .layouts = {layout}};
+}
+
+void check_borders(const ops::TokenLayout& layout) {
+    LEVIN_CHECK(!layout.cu_seqlens.defined() || layout.borders, "model",
+                "packed documents in slices: the host needs their borders too (TokenLayout::borders)");
+}
+
+}  // namespace
+
+LayerSlices cut_into_halves(const ops::TokenLayout& layout) {
+    if (layout.chunks || layout.slices || layout.sequences() < 2) return whole(layout);
+    check_borders(layout);
+    Cutter cutter(layout, layout.tokens());
+    const int64_t middle = cutter.nearest_to_middle(), tokens = layout.tokens();
+    return 4 * std::min(middle, tokens - middle) < tokens ? whole(layout) : cutter.cut_at(middle);
+}
+
 LayerSlices cut_into_slices(const ops::TokenLayout& layout, int64_t most) {
     if (layout.slices) {
         LayerSlices result{.rows = {}, .layouts = *layout.slices};
@@ -86,13 +131,11 @@ LayerSlices cut_into_slices(const ops::TokenLayout& layout, int64_t most) {
         }
         return result;
     }
-    if (most <= 0 || layout.tokens() <= most)
-        return {.rows = {{.begin = 0, .rows = layout.tokens()}}, .layouts = {layout}};
+    if (most <= 0 || layout.tokens() <= most) return whole(layout);
     LEVIN_CHECK(!layout.chunks, "model",
                 "a chunk of {} tokens for slices of {}: give chunk_layout their size, it cuts both ways",
                 layout.tokens(), most);
-    LEVIN_CHECK(!layout.cu_seqlens.defined() || layout.borders, "model",
-                "packed documents in slices: the host needs their borders too (TokenLayout::borders)");
+    check_borders(layout);
     return Cutter(layout, most).cut();
 }
 

@@ -1,4 +1,5 @@
-// Runs of tokens that a layer handles at one time (trainer.recompute_slice).
+// Runs of tokens that a layer handles at one time (trainer.recompute_slice), or in turn with another one
+// (parallel.two_batch_overlap).
 #pragma once
 
 #include <vector>
@@ -20,5 +21,10 @@ struct LayerSlices {
 // about the same length. Packed documents need layout.borders; those of the slices go to the device of
 // cu_seqlens. With context parallelism the slices are those that chunk_layout made.
 LayerSlices cut_into_slices(const ops::TokenLayout& layout, int64_t most);
+
+// Two slices of whole sequences, or of whole packed documents, cut as near the middle as can be; one slice
+// where the smaller one would have less than a quarter of the tokens, and with context parallelism. Packed
+// documents as above.
+LayerSlices cut_into_halves(const ops::TokenLayout& layout);
 
 }  // namespace levin

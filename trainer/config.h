@@ -87,6 +87,9 @@ struct CheckpointConfig {
 // What gradients are between ranks: as they are, or rounded to bf16.
 enum class GradientType { f32, bf16 };
 
+// Halves of a micro-batch in turn: where it pays (`auto`), or as said.
+enum class TwoBatchOverlap { automatic, on, off };
+
 struct ParallelConfig {
     int64_t tp = 1, cp = 1, pp = 1;  // data parallelism takes the remaining ranks
     int64_t virtual_stages = 1;      // per pipeline rank
@@ -97,6 +100,7 @@ struct ParallelConfig {
     CopyEngineGroups copy_engines = CopyEngineGroups::pairs;
     bool sequence_scatter = false;  // tokens between blocks, over tp
     int64_t overlap_chunks = 0;     // of a tensor-parallel collective; 0: what pays
+    TwoBatchOverlap two_batch_overlap = TwoBatchOverlap::automatic;
     bool hierarchical = true;
     bool operator==(const ParallelConfig&) const = default;
 };
@@ -157,6 +161,8 @@ template <>
 std::span<const EnumName<GradientType>> enum_names();
 template <>
 std::span<const EnumName<CopyEngineGroups>> enum_names();
+template <>
+std::span<const EnumName<TwoBatchOverlap>> enum_names();
 template <>
 std::span<const EnumName<DeviceType>> enum_names();
 template <>

@@ -90,6 +90,18 @@ Layout layout_of(const Config& config, int64_t ranks) {
         "parallel.sequence_scatter divides over ranks: they are not cut once more; set "
         "trainer.recompute_slice=0 or parallel.sequence_scatter=false",
         trainer.recompute_slice, tokens);
+    LEVIN_REQUIRE(
+        parallel.two_batch_overlap != TwoBatchOverlap::on ||
+            (layout.tp > 1 && layout.cp == 1 && !parallel.sequence_scatter &&
+             trainer.recompute != Recompute::full &&
+             (trainer.micro_batch > 1 || config.data.packed_documents)),
+        where,
+        "parallel.two_batch_overlap is on with parallel.tp {}, parallel.cp {}, parallel.sequence_scatter {}, "
+        "trainer.recompute {} and trainer.micro_batch {}: halves of a micro-batch take turns where tp is 2 "
+        "or more, cp 1, tokens are not scattered, layers not recomputed as a whole, and a micro-batch has "
+        "two "
+        "sequences or more, or packed documents; set parallel.two_batch_overlap=auto, or change what differs",
+        layout.tp, layout.cp, parallel.sequence_scatter, enum_name(trainer.recompute), trainer.micro_batch);
     return layout;
 }
 

@@ -66,10 +66,20 @@ int stage_of(const ParallelConfig& parallel) {
                                                            : std::min<int64_t>(parallel.zero, 2));
 }
 
-// Chunks pay where no kernel of a collective stands in the way of the products beside it.
-int64_t overlap_chunks(const Config& config, const Mesh& mesh) {
-    if (config.parallel.overlap_chunks > 0) return config.parallel.overlap_chunks;
-    return mesh.tp()->copy_engines() ? 4 : 1;
+// Communication beside products pays where no kernel of a collective stands in their way. Halves of a batch
+// hide more of it than chunks of a product do, and cost less.
+TensorParallelOptions tensor_parallel_options(const Config& config, const Mesh& mesh) {
+    const ParallelConfig& parallel = config.parallel;
+    const bool free = mesh.tp()->copy_engines();
+    TensorParallelOptions options{.sequence_scatter = parallel.sequence_scatter};
+    options.two_batches =
+        parallel.two_batch_overlap == TwoBatchOverlap::on ||
+        (parallel.two_batch_overlap == TwoBatchOverlap::automatic && free && config.trainer.micro_batch > 1 &&
+         parallel.cp == 1 && !parallel.sequence_scatter && config.trainer.recompute != Recompute::full);
+    options.overlap_chunks = parallel.overlap_chunks > 0    ? parallel.overlap_chunks
+                             : free && !options.two_batches ? 4
+                                                            : 1;
+    return options;
 }
 
 class Trainer {
@@ -85,8 +95,7 @@ public:
                                        MeshOptions{.copy_engines = config.parallel.copy_engines,
                                                    .hierarchical = config.parallel.hierarchical})),
           model_(config.model, config.trainer.precision, device_, mesh_, config.parallel.virtual_stages,
-                 {.sequence_scatter = config.parallel.sequence_scatter,
-                  .overlap_chunks = overlap_chunks(config, *mesh_)}),
+                 tensor_parallel_options(config, *mesh_)),
           data_parallel_(start_model(config)),
           optimizer_(model_, adamw_settings(config), data_parallel_.get()) {
         if (!config.data.validation.empty())
@@ -216,8 +225,10 @@ private:
                         omp_get_max_threads() == 1 ? "" : "s", peak_ / 1e9));
         if (ranks_.size() > 1)
             say(fmt::format(
-                "layout {}{}{}", to_string(mesh_->layout()),
+                "layout {}{}{}{}", to_string(mesh_->layout()),
                 config_.parallel.sequence_scatter ? ", tokens scattered between blocks" : "",
+                tensor_parallel_options(config_, *mesh_).two_batches ? ", halves of a micro-batch in turn"
+                                                                     : "",
                 config_.parallel.zero > 0 ? fmt::format(", zero {}", config_.parallel.zero) : ""));
         if (mesh_->tp_spans_hosts())
             say("warning: tensor-parallel ranks on different hosts: slow; make the ranks per host a multiple "

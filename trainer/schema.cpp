@@ -19,6 +19,8 @@ LEVIN_ENUM_NAMES(ScheduleType, {ScheduleType::cosine, "cosine"}, {ScheduleType::
 LEVIN_ENUM_NAMES(GradientType, {GradientType::f32, "f32"}, {GradientType::bf16, "bf16"})
 LEVIN_ENUM_NAMES(CopyEngineGroups, {CopyEngineGroups::none, "none"}, {CopyEngineGroups::pairs, "pairs"},
                  {CopyEngineGroups::all, "all"})
+LEVIN_ENUM_NAMES(TwoBatchOverlap, {TwoBatchOverlap::automatic, "auto"}, {TwoBatchOverlap::on, "on"},
+                 {TwoBatchOverlap::off, "off"})
 LEVIN_ENUM_NAMES(DeviceType, {DeviceType::cpu, "cpu"}, {DeviceType::cuda, "cuda"})
 LEVIN_ENUM_NAMES(DType, {DType::f32, "f32"}, {DType::bf16, "bf16"}, {DType::f64, "f64"})
 
@@ -302,7 +304,14 @@ void add_rest(std::vector<SchemaKey>& keys) {
     KEY(parallel, overlap_chunks, integer, {0, 16},
         "Tensor-parallel collectives go out in up to this many chunks of tokens, of 16 MiB or more, each "
         "while "
-        "the next one is multiplied. 0: 4 between two GPUs whose copy engines carry them, else 1.");
+        "the next one is multiplied. 0: 4 between two GPUs whose copy engines carry them (1 with "
+        "`two_batch_overlap`), else 1.");
+    KEY(parallel, two_batch_overlap, choice<TwoBatchOverlap>,
+        "A micro-batch goes through the tensor-parallel layers as two halves of whole sequences (or packed "
+        "documents), block by block in turn, so that the sum which ends a block of one half travels during a "
+        "block of the other. Needs two sequences or more; not with `cp`, `sequence_scatter` or "
+        "`trainer.recompute: full`. `auto`: with a `micro_batch` of 2 or more, where the copy engines of two "
+        "GPUs carry the sums.");
     KEY(parallel, hierarchical, boolean,
         "CPU ranks on several hosts, equally many on each: data-parallel ranks sum inside their host first, "
         "and only "

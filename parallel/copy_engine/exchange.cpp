@@ -6,6 +6,7 @@
 #include <cstring>
 #include <exception>
 #include <fstream>
+#include <span>
 
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/driver.h"
@@ -318,18 +319,20 @@ void Exchange::settle(uint64_t swap, cudaStream_t user) {
     if (swap <= settled_) return;
     LEVIN_CUDA_CHECK(cudaSetDevice(device_));
     stream(Queue::user) = user;
-    // Whoever needs one needs those behind it soon. First all flags, then all sums, so that kernel follows
-    // kernel.
-    for (const Half& half : swaps_)
+    // Those before it come with it, as their order is that of the ring; those behind it may travel on. First
+    // all flags, then all sums, so that kernel follows kernel.
+    const auto end = swaps_.begin() + static_cast<ptrdiff_t>(swap - settled_);
+    const std::span<const Half> due(swaps_.begin(), end);
+    for (const Half& half : due)
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(user, half.sent));  // the sum takes the place of what is sent
     for (const Step::Action action : {Step::Action::wait, Step::Action::sum, Step::Action::signal})
-        for (const Half& half : swaps_) run(half.steps, half.tensor, half.tensor, action);
-    for (const Half& half : swaps_) {
+        for (const Half& half : due) run(half.steps, half.tensor, half.tensor, action);
+    for (const Half& half : due) {
         schedule_.settled(half.tensor.bytes());
         spare_.push_back(half.sent);
     }
-    settled_ += swaps_.size();
-    swaps_.clear();
+    settled_ = swap;
+    swaps_.erase(swaps_.begin(), end);
 }
 
 }  // namespace levin::copy_engine

@@ -45,8 +45,9 @@ public:
     // `stream` goes on when everything begun since the last call has ended, but for swaps.
     void join(cudaStream_t stream);
 
-    // all_reduce of two ranks as a swap: it needs no multiprocessor before settle() queues the sums, of all
-    // swaps begun so far, on the stream that needs one of them. A swap that is never settled stops the peer.
+    // all_reduce of two ranks as a swap: it needs no multiprocessor before settle() queues the sums, of this
+    // swap and those begun before it, on the stream that needs one. A swap that is never settled stops the
+    // peer.
     bool can_swap(size_t bytes) const { return schedule_.can_swap(bytes); }
     uint64_t swap(const Tensor& tensor);
     // Where swaps travel, one after another; let it wait until the tensor is ready.

@@ -70,7 +70,7 @@ Variable column_linear(const Variable& x, const Variable& weight, const Variable
                   });
 }
 
-Variable row_linear(const Variable& x, const Variable& weight, const Variable& bias,
+Arriving row_linear(const Variable& x, const Variable& weight, const Variable& bias,
                     const TokenShares& shares) {
     const Tensor xv = x.value(), w = weight.value();
     check("row_linear", xv, w);
@@ -78,27 +78,31 @@ Variable row_linear(const Variable& x, const Variable& weight, const Variable& b
     InFlight sum = shares.start_sum({part}, [&](int64_t first, int64_t rows) {
         product(xv.narrow(0, first, rows), false, w, true, part.narrow(0, first, rows));
     });
-    sum.wait();
     const Tensor y = sum[0];
     const bool has_bias = bias.defined();
-    if (has_bias) add_bias(y, bias.value(), y);
-    return record("row_linear", inputs_of(x, weight, bias), y,
-                  [saved = Saved(0, x, weight), w, has_bias, shares](const Tensor& dy, Gradients& inputs) {
-                      InFlight whole = shares.start_gather({dy.contiguous()});
-                      Tensor dx = inputs.wanted(0) ? inputs.buffer(0) : Tensor{};
-                      whole.each([&](int64_t first, int64_t rows) {
-                          if (dx.defined())
-                              product(whole[0].narrow(0, first, rows), false, w, false,
-                                      dx.narrow(0, first, rows));
-                      });
-                      if (dx.defined()) inputs.add(0, dx);
-                      // By value: the product may have to wait for x.
-                      inputs.accumulate(1, saved, [dy = whole[0]](Tensor& dw, double beta, const Tensor& x) {
-                          product(dy, true, x, false, dw, beta);
-                      });
-                      if (has_bias)
-                          inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
-                  });
+    const auto rest = [sum, y, b = has_bias ? bias.value() : Tensor{}]() mutable {
+        const OpScope scope("row_linear");
+        sum.wait();
+        if (b.defined()) add_bias(y, b, y);
+    };
+    return {record("row_linear", inputs_of(x, weight, bias), y,
+                   [saved = Saved(0, x, weight), w, has_bias, shares](const Tensor& dy, Gradients& inputs) {
+                       InFlight whole = shares.start_gather({dy.contiguous()});
+                       Tensor dx = inputs.wanted(0) ? inputs.buffer(0) : Tensor{};
+                       whole.each([&](int64_t first, int64_t rows) {
+                           if (dx.defined())
+                               product(whole[0].narrow(0, first, rows), false, w, false,
+                                       dx.narrow(0, first, rows));
+                       });
+                       if (dx.defined()) inputs.add(0, dx);
+                       // By value: the product may have to wait for x.
+                       inputs.accumulate(1, saved, [dy = whole[0]](Tensor& dw, double beta, const Tensor& x) {
+                           product(dy, true, x, false, dw, beta);
+                       });
+                       if (has_bias)
+                           inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
+                   }),
+            rest};
 }
 
 Variable enter(const Variable& x, const TokenShares& shares) {

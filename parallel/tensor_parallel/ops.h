@@ -10,6 +10,8 @@
 // Parameters that work on x and y between blocks, and the bias of row_linear, get the gradient of this rank's
 // tokens: scattered, it is still to be summed over the ranks.
 //
+// What ends a block returns while its sum travels, so that the block of another batch can go between.
+//
 // Every rank calls the same ops in the same order. The group may have one rank.
 #pragma once
 
@@ -26,7 +28,7 @@ namespace levin::tensor_parallel {
 Variable column_linear(const Variable& x, const Variable& weight, const Variable& bias,
                        const TokenShares& shares, ops::FirstColumns* first = nullptr);
 // y = sum over ranks of x W^T, + bias: x are this rank's columns, W [out, own columns], bias whole.
-Variable row_linear(const Variable& x, const Variable& weight, const Variable& bias,
+Arriving row_linear(const Variable& x, const Variable& weight, const Variable& bias,
                     const TokenShares& shares);
 // x of all tokens; backward sums its gradient over ranks. For an x between blocks that goes into divided work
 // other than column_linear.
@@ -37,7 +39,7 @@ Variable enter(const Variable& x, const TokenShares& shares);
 // per token, which commutes with the projection: y = r sum_p W_p (gate(u_p) o_p), r = rsqrt(S / width + eps).
 // S, the sum of squares over ranks, goes out with the partial products as one launch (in the accumulator
 // type), and so does what it needs backward where dy is gathered: the norm costs no collective of its own.
-Variable gated_norm_row_linear(const Variable& o, const Variable& u, ops::Activation gate, double eps,
+Arriving gated_norm_row_linear(const Variable& o, const Variable& u, ops::Activation gate, double eps,
                                int64_t width, const Variable& weight, const Variable& bias,
                                const TokenShares& shares);
 

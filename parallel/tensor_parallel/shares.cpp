@@ -32,7 +32,11 @@ void InFlight::each(const std::function<void(int64_t, int64_t)>& use) {
 }
 
 void InFlight::wait() {
-    each([](int64_t, int64_t) {});
+    // From the last one on: what waits for a chunk need not stop again at those before it.
+    for (auto chunk = chunks_.rbegin(); chunk != chunks_.rend(); ++chunk) {
+        for (const Pending& work : chunk->works) work->wait();
+        chunk->works.clear();
+    }
 }
 
 TokenShares::TokenShares(Ranks ranks, int64_t tokens, bool scattered, int64_t chunks)

@@ -13,8 +13,10 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "core/autograd.h"
 #include "parallel/communicator.h"
 
 namespace levin::tensor_parallel {
@@ -38,6 +40,27 @@ private:
     };
     std::vector<Tensor> tensors_;
     std::vector<Chunk> chunks_;
+};
+
+// A variable whose value may still be on its way: what needs it gets it, and other work goes between.
+class Arriving {
+public:
+    Arriving() = default;
+    Arriving(Variable here) : variable_(std::move(here)) {}
+    // `rest` makes the value readable.
+    Arriving(Variable variable, std::function<void()> rest)
+        : variable_(std::move(variable)), rest_(std::make_shared<std::function<void()>>(std::move(rest))) {}
+
+    bool defined() const { return variable_.defined(); }
+    // Waits, once for all copies.
+    const Variable& get() const {
+        if (rest_ && *rest_) std::exchange(*rest_, nullptr)();
+        return variable_;
+    }
+
+private:
+    Variable variable_;
+    std::shared_ptr<std::function<void()>> rest_;
 };
 
 class TokenShares {

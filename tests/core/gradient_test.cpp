@@ -45,6 +45,24 @@ TEST(Gradient, SplitWithOneSliceUnusedAndOneUsedTwice) {
         },
         {x(kRows)});
 }
+TEST(Gradient, SplitRows) {
+    check_gradients([](const Inputs& v) { return split_rows(v[0], {1, kRows[0] - 1}); }, {x(kRows)});
+}
+TEST(Gradient, SplitRowsWithOnePartUnusedAndOneUsedTwice) {
+    check_gradients(
+        [](const Inputs& v) {
+            const auto parts = split_rows(scale(v[0], 2), {1, kRows[0] - 1});
+            return Outputs{multiply(parts[1], parts[1]), scale(parts[1], 3)};
+        },
+        {x(kRows)});
+}
+TEST(Gradient, JoinRows) {
+    check_gradients(
+        [](const Inputs& v) {
+            return Outputs{join_rows({v[0], v[1], scale(v[0], 2)})};
+        },
+        {x(kRows), x({2, kRows[1]}, "y")});
+}
 TEST(Gradient, Activations) {
     for (const Activation a : {Activation::silu, Activation::relu, Activation::leaky_relu, Activation::elu,
                                Activation::one_plus_elu, Activation::two_plus_elu, Activation::gelu,

@@ -29,7 +29,8 @@ TEST(Layouts, ARunGoesOnAtAnyOther) {
         "parallel.pp=2 parallel.virtual_stages=2 parallel.zero=1 trainer.micro_batch=1 "
         "trainer.recompute=full trainer.recompute_slice=32");
     run(2, "changing", 10, "parallel.cp=2 parallel.zero=3 trainer.recompute=full trainer.recompute_slice=16");
-    const Outcome wide = run(4, "changing", 12, "parallel.tp=4 trainer.eval_every=4");
+    const Outcome wide =
+        run(4, "changing", 12, "parallel.tp=4 parallel.two_batch_overlap=on trainer.eval_every=4");
     EXPECT_TRUE(wide.says("resumed from " + (folder / "changing/checkpoints/step_00000010"))) << wide.output;
     run(1, "changing", 14, "trainer.recompute=full trainer.recompute_slice=32");
     const auto expected = lines(folder / "alone/metrics.jsonl"),
@@ -61,6 +62,8 @@ TEST(Layouts, WhatCannotWorkEndsWithStatus2AndTheNearestThatDoes) {
     refused(2,
             "parallel.tp=2 parallel.sequence_scatter=true trainer.recompute=full trainer.recompute_slice=16",
             "parallel.sequence_scatter=false");
+    refused(2, "parallel.tp=2 parallel.two_batch_overlap=on trainer.micro_batch=1",
+            "parallel.two_batch_overlap=auto");
     EXPECT_FALSE(std::filesystem::exists(folder / "run/metrics.jsonl"));
 }
 

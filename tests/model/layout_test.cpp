@@ -63,8 +63,9 @@ void compare(const std::string& name, const ModelConfig& config, const Data& dat
              const std::shared_ptr<Communicator>& ranks, Recomputation recomputation = Recomputation::none,
              const TensorParallelOptions& tensor_parallel = {}, int64_t slice_tokens = 0,
              DType dtype = DType::f64) {
-    SCOPED_TRACE(fmt::format("{} {} at {}{} in {} chunks, slices of {}", name, to_string(dtype),
+    SCOPED_TRACE(fmt::format("{} {} at {}{}{} in {} chunks, slices of {}", name, to_string(dtype),
                              to_string(layout), tensor_parallel.sequence_scatter ? ", scattered" : "",
+                             tensor_parallel.two_batches ? ", halves in turn" : "",
                              tensor_parallel.overlap_chunks, slice_tokens));
     // Where a head forgets at once, theta's gradient is a small rest of terms that cancel.
     const double bound = dtype != DType::f64 ? 2e-4 : slice_tokens > 0 ? 1e-9 : 1e-10;
@@ -236,6 +237,56 @@ TEST(Layouts, AnyNumberOfTokensIsScatteredInAnyNumberOfChunks) {
                                 in_chunks(chunks, scatter));
 }
 
+TEST(Layouts, HalvesOfABatchInTurnAreTheSameFunction) {
+    const auto ranks = first_ranks(2);
+    if (!ranks) return;
+    const auto halves = [](int64_t chunks) {
+        TensorParallelOptions options = in_chunks(chunks, false);
+        options.two_batches = true;
+        return options;
+    };
+    for (const auto& [name, config] : test::variants(4)) {
+        compare(name, config, make_data(2, 17, 37, {}), {.tp = 2}, ranks, Recomputation::none, halves(1));
+        compare(name, config, make_data(3, 17, 37, {}), {.tp = 2}, ranks, Recomputation::selective,
+                halves(3));
+        if (config.position != Position::absolute)
+            compare(name + " packed", config, make_data(2, 17, 37, {0, 3, 4, 19, 27, 34}), {.tp = 2}, ranks,
+                    Recomputation::none, halves(1));
+    }
+    // A batch that has no halves, and layers recomputed as a whole, go in one.
+    const ModelConfig config = test::small(4);
+    compare("one sequence", config, make_data(1, 17, 37, {}), {.tp = 2}, ranks, Recomputation::none,
+            halves(1));
+    compare("recomputed", config, make_data(2, 17, 37, {}), {.tp = 2}, ranks, Recomputation::full, halves(1));
+}
+
+// While a block of one half runs, the sum of the other half's block is under way.
+TEST(Layouts, TheSumOfOneHalfTravelsDuringABlockOfTheOther) {
+    const auto ranks = first_ranks(2);
+    if (!ranks) return;
+    for (const Family family : {Family::tnl, Family::tnl3, Family::transformer})
+        for (const bool two_batches : {false, true}) {
+            const ModelConfig config = test::small(4, family);
+            const auto counting = std::make_shared<test::CountingCommunicator>(ranks);
+            const auto mesh = std::make_shared<Mesh>(counting, Layout{.tp = 2});
+            LanguageModel model(config, DType::f32, {}, mesh, 1, {.two_batches = two_batches});
+            model.initialize(1);
+            test::CountingCommunicator& tp = dynamic_cast<test::CountingCommunicator&>(*mesh->tp());
+            const Data data = make_data(2, 16, 37, {});
+            const NoGradient off;
+            tp.forget_order();
+            model.hidden(tensor(data.ids), {.batch = 2, .length = 16});
+            // s: a sum started, w: waited for. The embedding's, then those of 2 blocks a layer; of the
+            // halves, all but the last one start before the other half's is waited for.
+            std::string expected = "sw";
+            const int64_t sums = 2 * config.num_layers * (two_batches ? 2 : 1);
+            if (two_batches) expected += "ss";
+            for (int64_t i = two_batches ? 2 : 0; i < sums; ++i) expected += two_batches ? "ws" : "sw";
+            if (two_batches) expected += "ww";
+            EXPECT_EQ(tp.order(), expected);
+        }
+}
+
 // On the CPU every element is summed in rank order wherever it lies.
 TEST(Layouts, ScatteringAndChunksChangeNoBit) {
     const auto ranks = first_ranks(2);
@@ -264,7 +315,7 @@ TEST(Layouts, TheCrossRankNormCostsNoCollective) {
     const auto ranks = first_ranks(2);
     if (!ranks) return;
     ModelConfig config = test::small(4);
-    const Data data = make_data(1, 16, 37, {});
+    const Data data = make_data(2, 8, 37, {});
     const auto launches = [&](int64_t layers, const TensorParallelOptions& options) {
         config.num_layers = layers;
         const auto counting = std::make_shared<test::CountingCommunicator>(ranks);
@@ -273,7 +324,7 @@ TEST(Layouts, TheCrossRankNormCostsNoCollective) {
         model.initialize(1);
         test::CountingCommunicator& tp = dynamic_cast<test::CountingCommunicator&>(*mesh->tp());
         const int before = tp.launches();
-        const auto loss = model.loss(tensor(data.ids), tensor(data.targets), {.length = 16}, {});
+        const auto loss = model.loss(tensor(data.ids), tensor(data.targets), {.batch = 2, .length = 8}, {});
         const int forward = tp.launches() - before;
         backward(loss.loss);
         return std::pair(forward, tp.launches() - before - forward);
@@ -283,6 +334,8 @@ TEST(Layouts, TheCrossRankNormCostsNoCollective) {
         // embedding; of the loss, three numbers a token and the gradient of hidden.
         EXPECT_EQ(launches(2, {}), std::pair(2 * 2 + 3, 2 * 2));
         EXPECT_EQ(launches(3, {}), std::pair(2 * 3 + 3, 2 * 3));
+        // Two halves of the batch in turn: twice as many, of half the size.
+        EXPECT_EQ(launches(3, {.two_batches = true}), std::pair(4 * 3 + 3, 4 * 3));
         // Scattered. Forward: a gather and a sum for each block; backward the same, and a column-parallel
         // linear gathers its input again. Besides: the embedding both ways, hidden both ways.
         EXPECT_EQ(launches(2, in_chunks(1, true)), std::pair(4 * 2 + 3, 6 * 2 + 2));

@@ -101,6 +101,34 @@ TEST(Slices, KeepSequencesAndDocumentsTogetherWhereTheyFit) {
     EXPECT_FALSE(documents.hands_on(4));
 }
 
+TEST(Slices, HalvesAreWholeSequencesCutNearTheMiddle) {
+    const auto rows = [](const ops::TokenLayout& layout) {
+        std::vector<int64_t> counts;
+        const LayerSlices halves = cut_into_halves(layout);
+        for (size_t i = 0; i < halves.size(); ++i) {
+            EXPECT_EQ(halves.rows[i].rows, halves.layouts[i].tokens());
+            EXPECT_FALSE(halves.hands_on(i));
+            counts.push_back(halves.rows[i].rows);
+        }
+        return counts;
+    };
+    using Rows = std::vector<int64_t>;
+    EXPECT_EQ(rows({.batch = 1, .length = 10}), (Rows{10}));
+    EXPECT_EQ(rows({.batch = 2, .length = 10}), (Rows{10, 10}));
+    EXPECT_EQ(rows({.batch = 3, .length = 10}), (Rows{10, 20}));
+    EXPECT_EQ(rows({.batch = 8, .length = 10}), (Rows{40, 40}));
+    EXPECT_EQ(rows(packed({0, 31})), (Rows{31}));
+    EXPECT_EQ(rows(packed({0, 3, 5, 20, 22, 27, 31})), (Rows{20, 11}));
+    EXPECT_EQ(rows(packed({0, 3, 31})), (Rows{31})) << "a half that would hide nothing";
+    EXPECT_EQ(rows(packed({0, 28, 31})), (Rows{31}));
+    EXPECT_EQ(rows(chunk_layout(2, 10, {}, 0, 2, device())), (Rows{10})) << "context parallelism";
+    const LayerSlices documents = cut_into_halves(packed({0, 3, 5, 20, 22, 31}));
+    EXPECT_EQ(documents.layouts[0].cu_seqlens.to_host<int32_t>(), (std::vector<int32_t>{0, 3, 5, 20}));
+    EXPECT_EQ(documents.layouts[1].cu_seqlens.to_host<int32_t>(), (std::vector<int32_t>{0, 2, 11}));
+    EXPECT_EQ(documents.layouts[1].first_position, 20);
+    EXPECT_EQ(cut_into_halves({.batch = 2, .length = 10}).layouts[1].first_position, 0);
+}
+
 // With context parallelism each slice is cut over all ranks.
 TEST(Slices, CutOverRanksAreAllTokensOnce) {
     std::vector<int32_t> all(3 * 1000);

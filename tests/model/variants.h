@@ -3,6 +3,7 @@
 
 #include <exception>
 #include <functional>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -57,12 +58,15 @@ inline std::vector<std::pair<std::string, ModelConfig>> variants(int64_t heads) 
     return list;
 }
 
-// Passes everything on; a group counts as one launch.
+// Passes everything on; a group counts as one launch. Notes in which order sums are started and waited for.
 class CountingCommunicator : public Communicator {
 public:
     explicit CountingCommunicator(std::shared_ptr<Communicator> inner)
         : Communicator(inner->rank(), inner->size(), inner->name()), inner_(std::move(inner)) {}
     int launches() const { return launches_; }
+    // "s" for every launch that sums, "w" where the first of its works is waited for.
+    const std::string& order() const { return *order_; }
+    void forget_order() { order_->clear(); }
 
     void progress() override { inner_->progress(); }
     [[noreturn]] void abort(int status) noexcept override {
@@ -77,7 +81,7 @@ protected:
         return part ? std::make_shared<CountingCommunicator>(part) : nullptr;
     }
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
-        return count(), inner_->start_all_reduce(tensor, op);
+        return count(), note(inner_->start_all_reduce(tensor, op));
     }
     Pending do_all_gather(const Tensor& part, const Tensor& whole) override {
         return count(), inner_->start_all_gather(part, whole);
@@ -97,13 +101,35 @@ protected:
         ++launches_;
         grouped_ = true;
     }
-    void group_end() override { grouped_ = false; }
+    void group_end() override { grouped_ = noted_ = false; }
 
 private:
+    class NotedWork : public Work {
+    public:
+        NotedWork(Pending inner, std::shared_ptr<std::string> order)
+            : inner_(std::move(inner)), order_(std::move(order)) {}
+        bool test() override { return inner_->test(); }
+        void wait() override {
+            *order_ += 'w';
+            inner_->wait();
+        }
+
+    private:
+        Pending inner_;
+        std::shared_ptr<std::string> order_;
+    };
+
     void count() { launches_ += grouped_ ? 0 : 1; }
+    // Of a group, its first tensor.
+    Pending note(Pending work) {
+        if (std::exchange(noted_, grouped_)) return work;
+        *order_ += 's';
+        return std::make_shared<NotedWork>(std::move(work), order_);
+    }
     std::shared_ptr<Communicator> inner_;
     int launches_ = 0;
-    bool grouped_ = false;
+    bool grouped_ = false, noted_ = false;
+    std::shared_ptr<std::string> order_ = std::make_shared<std::string>();
 };
 
 }  // namespace levin::test

@@ -56,11 +56,13 @@ struct Setting {
     int64_t virtual_stages = 1, zero = 0;
     bool scatter = false;
     int64_t slice_tokens = 0;  // recomputed in slices, where there is no softmax layer
+    bool halves = false;       // of a micro-batch of two, in turn
     std::string name() const {
         return to_string(layout) + (scatter ? ", scattered" : "") +
                (virtual_stages > 1 ? fmt::format(", {} stages a rank", virtual_stages) : "") +
                (zero > 0 ? fmt::format(", zero {}", zero) : "") +
-               (slice_tokens > 0 ? fmt::format(", slices of {}", slice_tokens) : "");
+               (slice_tokens > 0 ? fmt::format(", slices of {}", slice_tokens) : "") +
+               (halves ? ", halves in turn" : "");
     }
 };
 
@@ -90,7 +92,10 @@ std::vector<Setting> settings() {
             {{.cp = 2}, 1, 1},
             {{.pp = 2}},
             {{.dp = 2}, 1, 2},
-            {{.tp = 4}},
+            {{.tp = 4}, 1, 0, false, 0, true},
+            {{.dp = 2, .tp = 2}, 1, 3, false, 0, true},
+            {{.pp = 2, .tp = 2}, 2, 0, false, 0, true},
+            {{.pp = 2, .dp = 2, .tp = 2}, 1, 1, false, 0, true},
             {{.pp = 4}, 2},
             {{.pp = 2, .dp = 2}, 2, 1, false, 10},
             {{.dp = 2, .tp = 2}, 1, 3, true},
@@ -142,7 +147,8 @@ std::vector<double> train(const Subject& subject, DType dtype, const std::shared
     LanguageModel model(subject.config, dtype, {}, mesh, setting.virtual_stages,
                         {.sequence_scatter = setting.scatter,
                          .overlap_chunks = setting.scatter ? 2 : 1,
-                         .least_chunk_bytes = 1});
+                         .least_chunk_bytes = 1,
+                         .two_batches = setting.halves});
     model.initialize(5);
     const auto& mixer = subject.config.mixer;
     if (setting.slice_tokens > 0 && std::find(mixer.begin(), mixer.end(), Mixer::softmax) == mixer.end())
@@ -159,7 +165,7 @@ std::vector<double> train(const Subject& subject, DType dtype, const std::shared
         data_parallel = std::make_unique<DataParallel>(variables, mesh->replicas(), options);
     }
     Optimizer optimizer(model, {.clip_grad_norm = 1.0}, data_parallel.get());
-    const int64_t dp = setting.layout.dp, micro_batch = dp * setting.layout.pp > 1 ? 1 : 2;
+    const int64_t dp = setting.layout.dp, micro_batch = dp * setting.layout.pp > 1 && !setting.halves ? 1 : 2;
     std::vector<double> numbers;
     for (int64_t step = 0; step < kSteps; ++step) {
         std::vector<DeviceBatch> batches;
