@@ -242,6 +242,11 @@ const Tensor& Variable::gradient() const {
     return state_->fresh ? none : state_->gradient;
 }
 void Variable::clear_gradient() { state_->fresh = true; }
+void Variable::set_gradient_written() {
+    LEVIN_CHECK(state_->gradient.defined(), "autograd", "no gradient of {} was ever formed",
+                to_string(shape()));
+    state_->fresh = false;
+}
 void Variable::set_gradient_buffer(Tensor buffer) {
     LEVIN_CHECK(
         buffer.shape() == shape() && buffer.dtype() == accumulator_of(dtype()) && buffer.is_contiguous(),

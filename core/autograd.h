@@ -50,6 +50,9 @@ public:
     // Forgets the gradient but keeps its memory: the next contribution overwrites it (beta = 0), nothing is
     // zeroed.
     void clear_gradient();
+    // The gradient's memory holds a contribution that came another way than through backward(): recorded work
+    // that was launched again.
+    void set_gradient_written();
     // Makes gradient() be this tensor (a view into a bucket); its contents count as cleared.
     void set_gradient_buffer(Tensor buffer);
     // Called at the end of every backward() pass in which this leaf took part, as soon as its gradient of

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "kernels/base/error.h"
@@ -15,7 +16,27 @@
 
 namespace levin {
 
+// The blocks of a pool. Guarded by the lock of the device's cache.
+struct detail::PoolBlocks final : kernels::ScratchSource {
+    struct Idle {
+        void* data;
+        MemoryCategory category;  // what it was last taken for
+        OpName op;
+    };
+    explicit PoolBlocks(const Device& d) : device(d) {}
+    ~PoolBlocks() override;
+    void* take(size_t bytes) override;
+    bool give(void* data) noexcept override;
+
+    Device device;
+    std::unordered_map<size_t, std::vector<Idle>> idle;  // by size class
+    size_t bytes = 0, with_users = 0;
+    std::unordered_map<void*, size_t> scratch;  // blocks that kernels use now; by the pool's thread
+};
+
 namespace {
+
+using detail::PoolBlocks;
 
 // Size classes: eight per power of two, so that at most an eighth of a block is wasted.
 size_t size_class(size_t bytes) {
@@ -29,17 +50,29 @@ class Cache {
 public:
     explicit Cache(const Device& device) : device_(device) {}
 
-    void* take(size_t block, MemoryCategory category, const OpName& op) {
+    void* take(size_t block, MemoryCategory category, const OpName& op, PoolBlocks* pool) {
         std::lock_guard lock(mutex_);
         void* data = nullptr;
-        auto& list = free_[block];
-        if (!list.empty()) {
-            data = list.back();
-            list.pop_back();
-            statistics_.cached -= block;
+        if (pool && !pool->idle[block].empty()) {
+            auto& idle = pool->idle[block];
+            data = idle.back().data;
+            uncount(block, idle.back().category, idle.back().op);
+            idle.pop_back();
         } else {
-            data = allocate_or_trim(block);
+            auto& list = free_[block];
+            if (!list.empty()) {
+                data = list.back();
+                list.pop_back();
+                statistics_.cached -= block;
+            } else {
+                data = allocate_or_trim(block, !pool);
+            }
+            if (pool) {
+                pool->bytes += block;
+                statistics_.in_pools += block;
+            }
         }
+        if (pool) ++pool->with_users;
         statistics_.live[static_cast<int>(category)] += block;
         statistics_.live_total += block;
         statistics_.peak_total = std::max(statistics_.peak_total, statistics_.live_total);
@@ -51,14 +84,32 @@ public:
         return data;
     }
 
-    void give(void* data, size_t block, MemoryCategory category, const OpName& op) {
+    void give(void* data, size_t block, MemoryCategory category, const OpName& op, PoolBlocks* pool) {
         std::lock_guard lock(mutex_);
-        const auto use = uses_.find({category, op.op, op.backward, block});
-        if (--use->second == 0) uses_.erase(use);
+        if (pool) {
+            pool->idle[block].push_back({data, category, op});
+            --pool->with_users;
+            return;
+        }
+        uncount(block, category, op);
         free_[block].push_back(data);
         statistics_.cached += block;
-        statistics_.live[static_cast<int>(category)] -= block;
-        statistics_.live_total -= block;
+    }
+
+    // The blocks of a pool that nobody needs any more.
+    void take_over(PoolBlocks& pool) {
+        std::lock_guard lock(mutex_);
+        for (auto& [block, idle] : pool.idle)
+            for (const PoolBlocks::Idle& entry : idle) {
+                uncount(block, entry.category, entry.op);
+                free_[block].push_back(entry.data);
+                statistics_.cached += block;
+                statistics_.in_pools -= block;
+            }
+    }
+    std::pair<size_t, size_t> size_of_pool(const PoolBlocks& pool) {
+        std::lock_guard lock(mutex_);
+        return {pool.bytes, pool.with_users};
     }
 
     void trim() {
@@ -93,11 +144,19 @@ public:
     }
 
 private:
-    void* allocate_or_trim(size_t block) {
-        try {
-            return kernels::allocate(device_, block);
-        } catch (const Error&) {
-            trim_locked();
+    void uncount(size_t block, MemoryCategory category, const OpName& op) {
+        const auto use = uses_.find({category, op.op, op.backward, block});
+        if (--use->second == 0) uses_.erase(use);
+        statistics_.live[static_cast<int>(category)] -= block;
+        statistics_.live_total -= block;
+    }
+    void* allocate_or_trim(size_t block, bool may_trim) {
+        if (may_trim) {
+            try {
+                return kernels::allocate(device_, block);
+            } catch (const Error&) {
+                trim_locked();
+            }
         }
         try {
             return kernels::allocate(device_, block);
@@ -116,7 +175,7 @@ private:
                                 static_cast<double>(all[i].bytes()) / (1ull << 30), all[i].blocks,
                                 static_cast<double>(all[i].block_bytes) / (1 << 20), all[i].op.op,
                                 all[i].op.backward ? " backward" : "");
-        return text +
+        return text + (statistics_.in_pools > 0 ? "trainer.step_graph=off sets nothing aside. " : "") +
                "Three ways out: a smaller trainer.micro_batch (with the same trainer.global_batch), "
                "trainer.recompute=full (for long sequences with trainer.recompute_slice=65536), or more "
                "devices "
@@ -145,6 +204,9 @@ public:
         for (int i = 0; i < kMemoryCategories; ++i)
             text += fmt::format("  {:<12} {:>9.3f} GiB\n", to_string(static_cast<MemoryCategory>(i)),
                                 static_cast<double>(statistics.live[i]) / (1ull << 30));
+        if (statistics.in_pools > 0)
+            text += fmt::format("  {:<12} {:>9.3f} GiB of these set aside for a recorded step\n", "",
+                                static_cast<double>(statistics.in_pools) / (1ull << 30));
         return text + fmt::format("  {:<12} {:>9.3f} GiB\n", "cached",
                                   static_cast<double>(statistics.cached) / (1ull << 30));
     }
@@ -175,8 +237,40 @@ Cache& cache_of(const Device& device) {
 }
 
 thread_local MemoryCategory current_category = MemoryCategory::activations;
+thread_local std::shared_ptr<PoolBlocks> current_pool;
+constexpr OpName kScratch{"kernel scratch", false};
 
 }  // namespace
+
+detail::PoolBlocks::~PoolBlocks() { cache_of(device).take_over(*this); }
+void* detail::PoolBlocks::take(size_t size) {
+    const size_t block = size_class(size);
+    void* data = cache_of(device).take(block, MemoryCategory::workspace, kScratch, this);
+    scratch[data] = block;
+    return data;
+}
+bool detail::PoolBlocks::give(void* data) noexcept {
+    const auto found = scratch.find(data);
+    if (found == scratch.end()) return false;
+    cache_of(device).give(data, found->second, MemoryCategory::workspace, kScratch, this);
+    scratch.erase(found);
+    return true;
+}
+
+MemoryPool::MemoryPool(const Device& device) : blocks_(std::make_shared<PoolBlocks>(device)) {}
+size_t MemoryPool::bytes() const { return cache_of(blocks_->device).size_of_pool(*blocks_).first; }
+size_t MemoryPool::blocks_with_users() const {
+    return cache_of(blocks_->device).size_of_pool(*blocks_).second;
+}
+bool MemoryPool::in_use(const Device& device) { return current_pool && current_pool->device == device; }
+
+MemoryPool::Scope::Scope(const MemoryPool& pool) : previous_(std::exchange(current_pool, pool.blocks_)) {
+    kernels::set_scratch_source(current_pool.get());
+}
+MemoryPool::Scope::~Scope() {
+    current_pool = std::move(previous_);
+    kernels::set_scratch_source(current_pool.get());
+}
 
 std::string to_string(MemoryCategory category) {
     static constexpr std::array<const char*, kMemoryCategories> names{"parameters", "gradients", "optimizer",
@@ -190,17 +284,18 @@ Storage::Storage(const Device& device, size_t bytes, MemoryCategory category)
       block_(size_class(bytes)),
       category_(category),
       op_(OpScope::current()),
-      data_(cache_of(device).take(block_, category, op_)) {}
+      pool_(MemoryPool::in_use(device) ? current_pool : nullptr),
+      data_(cache_of(device).take(block_, category, op_, pool_.get())) {}
 
 Storage::~Storage() { evict(); }
 
 void Storage::evict() {
-    if (data_) cache_of(device_).give(data_, block_, category_, op_);
+    if (data_) cache_of(device_).give(data_, block_, category_, op_, pool_.get());
     data_ = nullptr;
 }
 
 void Storage::restore() {
-    if (!data_) data_ = cache_of(device_).take(block_, category_, op_);
+    if (!data_) data_ = cache_of(device_).take(block_, category_, op_, pool_.get());
 }
 
 void Storage::run_next_use() const {

@@ -18,6 +18,10 @@
 
 namespace levin {
 
+namespace detail {
+struct PoolBlocks;
+}
+
 enum class MemoryCategory : int { parameters, gradients, optimizer, activations, workspace };
 inline constexpr int kMemoryCategories = 5;
 std::string to_string(MemoryCategory category);
@@ -56,7 +60,39 @@ private:
     size_t bytes_, block_;
     MemoryCategory category_;
     OpName op_;
+    std::shared_ptr<detail::PoolBlocks> pool_;  // null: the cache's own blocks
     void* data_;
+};
+
+// Blocks set aside for work that is recorded once and launched again and again (StreamGraph): it writes to
+// the same addresses each time, so nobody else may have them meanwhile. Blocks come from the cache and go
+// back to it with the pool and the last tensor that uses one; until then each counts as in use, for what it
+// was last taken for. Destroy what was recorded first.
+class MemoryPool {
+public:
+    explicit MemoryPool(const Device& device);
+    MemoryPool(const MemoryPool&) = delete;
+
+    // While it lives, tensors that this thread makes on the pool's device, and the scratch memory of kernels,
+    // are taken from the pool. What is missing comes from the cache or is allocated; the cache is not emptied
+    // for it, as freeing would disturb a recording.
+    class Scope {
+    public:
+        explicit Scope(const MemoryPool& pool);
+        ~Scope();
+        Scope(const Scope&) = delete;
+
+    private:
+        std::shared_ptr<detail::PoolBlocks> previous_;
+    };
+    // Whether tensors of this thread on `device` come from a pool now.
+    static bool in_use(const Device& device);
+
+    size_t bytes() const;              // set aside
+    size_t blocks_with_users() const;  // held by tensors now
+
+private:
+    std::shared_ptr<detail::PoolBlocks> blocks_;
 };
 
 // Tensors made while a scope lives are counted under its category; without one, under activations. Per
@@ -77,6 +113,7 @@ struct MemoryStatistics {
     size_t live_total = 0;
     size_t peak_total = 0;  // highest live_total since the last reset_peak
     size_t cached = 0;      // bytes held for reuse
+    size_t in_pools = 0;    // bytes of live_total that pools set aside
 };
 MemoryStatistics memory_statistics(const Device& device);
 void reset_peak_memory(const Device& device);

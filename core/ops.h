@@ -122,6 +122,7 @@ struct CrossEntropyOptions {
     double scale = 1;          // the result is scale * sum of token losses
     double z_loss = 0;         // adds z_loss * log_sum_exp^2 to each token's loss
     int64_t chunk_tokens = 0;  // tokens whose logits exist at one time; 0: chosen for about 32 MiB of logits
+    bool operator==(const CrossEntropyOptions&) const = default;
 };
 struct CrossEntropyResult {
     Variable loss;        // [1], accumulator type: scale * sum over tokens with target >= 0

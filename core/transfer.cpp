@@ -57,6 +57,8 @@ Staging& staging_of(const Device& device) {
 
 Tensor upload(const Shape& shape, DType dtype, const void* data, size_t count, const Device& device) {
     if (device.is_cpu()) return Tensor::from_host(shape, dtype, data, count, device);
+    LEVIN_CHECK(!MemoryPool::in_use(device), "upload", "{} values from the host inside a recorded step",
+                count);
     Tensor tensor = Tensor::empty(shape, dtype, device);
     LEVIN_CHECK(static_cast<size_t>(tensor.count()) == count, "upload", "{} values for shape {}", count,
                 to_string(shape));

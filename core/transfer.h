@@ -11,7 +11,8 @@ namespace levin {
 
 // A tensor on `device` with `count` values of `dtype` from host memory. On a GPU the values are copied to
 // pinned memory first and the host goes on at once; `data` may change after the call. For batches and other
-// small things: the pinned memory is kept for reuse.
+// small things: the pinned memory is kept for reuse. Not inside work that is recorded for a graph: it would
+// read that memory again at every launch.
 Tensor upload(const Shape& shape, DType dtype, const void* data, size_t count, const Device& device);
 template <class T>
 Tensor upload(const Shape& shape, const std::vector<T>& values, const Device& device) {

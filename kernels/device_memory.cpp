@@ -56,6 +56,12 @@ std::string reclaim_memory(const Device& device) {
     return reclaimer ? reclaimer(device) : std::string{};
 }
 
+namespace {
+thread_local ScratchSource* current_scratch_source = nullptr;
+}
+ScratchSource* scratch_source() { return current_scratch_source; }
+void set_scratch_source(ScratchSource* source) { current_scratch_source = source; }
+
 bool built_with_cuda() { return cuda::built_with_cuda(); }
 int cuda_device_count(std::string* why_none) { return cuda::device_count(why_none); }
 DeviceInfo cuda_device_info(int index) { return cuda::device_info(index); }

@@ -33,6 +33,19 @@ using MemoryReclaimer = std::string (*)(const Device& device);
 void set_memory_reclaimer(MemoryReclaimer reclaimer);
 std::string reclaim_memory(const Device& device);
 
+// Where the scratch memory of kernels comes from while it is set, instead of the driver's pool: work that is
+// recorded for a graph would make every allocation a node of it. What was given back may be taken again at
+// once: all is used on one stream, in order. Per thread; null: the driver's pool.
+class ScratchSource {
+public:
+    virtual ~ScratchSource() = default;
+    virtual void* take(size_t bytes) = 0;
+    // False where it did not come from here.
+    virtual bool give(void* data) noexcept = 0;
+};
+ScratchSource* scratch_source();
+void set_scratch_source(ScratchSource* source);
+
 struct DeviceInfo {
     std::string name, compute_capability;
     size_t total_bytes = 0, free_bytes = 0;

@@ -15,8 +15,11 @@ public:
     StreamGraph(const StreamGraph&) = delete;
     StreamGraph& operator=(const StreamGraph&) = delete;
 
-    // Records what `work` queues on the stream, without running it. The memory it works on must stay; it must
-    // not allocate tensors nor wait. Run it once before, so that algorithms are chosen.
+    // Records what `work` queues on the stream, without running it. The memory it works on must stay: what it
+    // allocates itself must come from a MemoryPool that lives as long. It must not wait, nor read host memory
+    // that changes. Run it once before, so that algorithms are chosen. Throws what `work` throws, and
+    // Error(internal) where something in it cannot be recorded; the stream then goes on as if nothing had
+    // been asked of it.
     void record(const Stream& stream, std::function<void()> work);
     bool recorded() const { return handle_ || work_; }
     void launch(const Stream& stream) const;

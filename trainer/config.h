@@ -35,6 +35,7 @@ struct DataConfig {
 };
 
 enum class Recompute { none, selective, full };
+enum class StepGraphMode { automatic, on, off };
 
 struct TrainerConfig {
     int64_t steps = 1000;
@@ -47,6 +48,7 @@ struct TrainerConfig {
     int64_t global_batch = 8;  // sequences per update over all ranks
     Recompute recompute = Recompute::selective;
     int64_t recompute_slice = 0;  // tokens of a layer handled at one time with `full`; 0: all
+    StepGraphMode step_graph = StepGraphMode::automatic;
     double clip_grad_norm = 1.0;  // 0: no clipping
     double z_loss = 0.0;
     int64_t eval_every = 0;         // steps; 0: only at the end
@@ -140,6 +142,9 @@ Config parse_config(const std::string& text, const std::string& name,
 void validate(const Config& config);
 // What `levin train` needs beyond that: run.folder and data.train.
 void validate_for_training(const Config& config);
+// What keeps the passes of a run on `ranks` ranks from being recorded as CUDA graphs (trainer.step_graph),
+// and what to change; empty: nothing.
+std::string step_graph_obstacle(const Config& config, DeviceType device, int64_t ranks);
 // The layout of a job of `ranks` ranks. Throws Error(input) with the nearest that works when ranks, model or
 // sequences cannot be divided so.
 Layout layout_of(const Config& config, int64_t ranks);
@@ -155,6 +160,8 @@ std::string config_markdown();
 
 template <>
 std::span<const EnumName<Recompute>> enum_names();
+template <>
+std::span<const EnumName<StepGraphMode>> enum_names();
 template <>
 std::span<const EnumName<ScheduleType>> enum_names();
 template <>

@@ -1,4 +1,6 @@
 // Combinations of keys that cannot work. Ranges of single keys are in the schema.
+#include <fmt/format.h>
+
 #include <algorithm>
 
 #include "kernels/base/error.h"
@@ -66,6 +68,23 @@ void validate_for_training(const Config& config) {
         !config.data.train.empty(), where,
         "data.train is empty; give the PREFIX of a token shard (`levin data build` makes one) in the file or "
         "as data.train=PREFIX");
+}
+
+std::string step_graph_obstacle(const Config& config, DeviceType device, int64_t ranks) {
+    if (device != DeviceType::cuda)
+        return "a CPU launches nothing, so there is nothing to record: choose the device cuda, or leave "
+               "trainer.step_graph at auto";
+    if (ranks > 1)
+        return fmt::format(
+            "{} ranks exchange gradients or activations in every pass, which is not recorded: leave it at "
+            "auto",
+            ranks);
+    if (config.data.packed_documents)
+        return "with data.packed_documents every pass has other documents: leave it at auto, or set "
+               "data.packed_documents=false";
+    if (config.model.position == Position::absolute)
+        return "with model.position: absolute every pass takes positions from the host: leave it at auto";
+    return {};
 }
 
 Layout layout_of(const Config& config, int64_t ranks) {

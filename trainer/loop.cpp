@@ -30,6 +30,7 @@
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
 #include "trainer/sharded_state.h"
+#include "trainer/step_graph.h"
 #include "trainer/stop_signal.h"
 #include "trainer/throughput.h"
 
@@ -117,6 +118,7 @@ public:
             return TrainingEnd::already_finished;
         }
         peak_ = device_peak(device_, config_.trainer.precision).flops_per_second * ranks_.size();
+        if (wants_step_graph(config_, device_, ranks_.size(), peak_)) step_graph_.emplace(model_);
         open_logs();
         introduce();
         const bool stopped = loop();
@@ -351,7 +353,8 @@ private:
                                : static_cast<double>(t.global_batch * t.sequence_length);
         std::vector<Tensor> losses = run_passes(
             model_, batches, {.scale = 1 / all, .z_loss = t.z_loss, .chunk_tokens = t.loss_chunk_tokens},
-            data_parallel_ ? &*data_parallel_ : nullptr);
+            data_parallel_ ? &*data_parallel_ : nullptr, step_graph_ ? &*step_graph_ : nullptr);
+        tell_of_step_graph();
         place.move_to(number + ", optimizer");
         const double learning_rate = learning_rate_at(config_.optimizer, config_.schedule, t.steps, step_);
         optimizer_.step(learning_rate);
@@ -367,6 +370,21 @@ private:
         result.row.data_wait_ms = wait;
         result.row.peak_memory_gib = static_cast<double>(memory_statistics(device_).peak_total) / (1 << 30);
         return result;
+    }
+
+    // Once: that passes are launched as a whole, or why they are not.
+    void tell_of_step_graph() {
+        if (!step_graph_) return;
+        if (!step_graph_->failure().empty()) {
+            say(fmt::format(
+                "warning: the passes were not recorded as a CUDA graph: {}; training goes on without",
+                step_graph_->failure()));
+            step_graph_.reset();
+        } else if (step_graph_->launches() > 0 && !told_of_step_graph_) {
+            told_of_step_graph_ = true;
+            say(fmt::format("from step {} on passes are launched as CUDA graphs, with {:.2f} GiB set aside",
+                            step_ + 1, static_cast<double>(step_graph_->bytes()) / (1 << 30)));
+        }
     }
 
     void record(const StepMetrics& row) {
@@ -433,6 +451,8 @@ private:
     LanguageModel model_;
     std::unique_ptr<DataParallel> data_parallel_;  // null where one rank holds all data
     Optimizer optimizer_;
+    std::optional<StepGraph> step_graph_;
+    bool told_of_step_graph_ = false;
     std::optional<Loader> validation_;
     std::optional<MetricsWriter> metrics_;
     std::optional<EventWriter> events_;
@@ -449,6 +469,10 @@ private:
 TrainingEnd train(const Config& config, World& world) {
     validate_for_training(config);
     validate_batch(config, layout_of(config, world.size()).dp);
+    if (config.trainer.step_graph == StepGraphMode::on) {
+        const std::string obstacle = step_graph_obstacle(config, config.trainer.device, world.size());
+        LEVIN_REQUIRE(obstacle.empty(), "config", "trainer.step_graph is on, but {}", obstacle);
+    }
     require_same(world.all(), "the resolved configuration", to_yaml(config));
     if (config.trainer.threads > 0) omp_set_num_threads(static_cast<int>(config.trainer.threads));
     return Trainer(config, world).run();

@@ -6,6 +6,7 @@
 
 #include "parallel/context_parallel/ops.h"
 #include "parallel/pipeline/schedule.h"
+#include "trainer/step_graph.h"
 
 namespace levin {
 
@@ -173,8 +174,13 @@ Variable forward_through_stages(const LanguageModel& model, const DeviceBatch& b
 }  // namespace
 
 std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
-                               const ops::CrossEntropyOptions& options, DataParallel* data_parallel) {
+                               const ops::CrossEntropyOptions& options, DataParallel* data_parallel,
+                               StepGraph* graph) {
     std::vector<Tensor> losses;
+    if (graph) {
+        for (const DeviceBatch& batch : batches) losses.push_back(graph->run(batch, options));
+        return losses;
+    }
     if (model.num_stages() > 1) {
         // Gradients may be reduced during the last backward pass, unless stages take turns in it, or the
         // other end of the pipeline has its part of one.

@@ -9,12 +9,16 @@
 
 namespace levin {
 
+class StepGraph;
+
 // Runs all micro-batches forward and backward; gradients are then complete: summed over micro-batches and,
 // with `data_parallel` (may be null), over the ranks that hold the same parameters. Returns the scaled losses
 // of this rank's tokens, on the device; none on a rank without the last stage of the pipeline. Collective
-// over the model's mesh; with a pipeline the micro-batches go through it by a PipelineSchedule.
+// over the model's mesh; with a pipeline the micro-batches go through it by a PipelineSchedule. On one rank
+// `graph` (may be null) runs the passes.
 std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
-                               const ops::CrossEntropyOptions& options, DataParallel* data_parallel);
+                               const ops::CrossEntropyOptions& options, DataParallel* data_parallel,
+                               StepGraph* graph = nullptr);
 
 // Output of the final norm, forward only; undefined on a rank without the last stage.
 Variable run_forward(const LanguageModel& model, const DeviceBatch& batch);

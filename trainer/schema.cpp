@@ -14,6 +14,8 @@ namespace levin {
     }
 LEVIN_ENUM_NAMES(Recompute, {Recompute::none, "none"}, {Recompute::selective, "selective"},
                  {Recompute::full, "full"})
+LEVIN_ENUM_NAMES(StepGraphMode, {StepGraphMode::automatic, "auto"}, {StepGraphMode::on, "on"},
+                 {StepGraphMode::off, "off"})
 LEVIN_ENUM_NAMES(ScheduleType, {ScheduleType::cosine, "cosine"}, {ScheduleType::linear, "linear"},
                  {ScheduleType::constant, "constant"}, {ScheduleType::wsd, "wsd"})
 LEVIN_ENUM_NAMES(GradientType, {GradientType::f32, "f32"}, {GradientType::bf16, "bf16"})
@@ -230,6 +232,14 @@ void add_trainer(std::vector<SchemaKey>& keys) {
         "else pieces of one, which softmax layers and `parallel.sequence_scatter` do not take. With "
         "`parallel.cp` so many on each rank. Exact; the gradients' sums are rounded in another order. 0: all "
         "tokens.");
+    KEY(trainer, step_graph, choice<StepGraphMode>,
+        "Forward and backward of a micro-batch recorded as a CUDA graph and launched as a whole: faster for "
+        "small "
+        "models, whose kernels are shorter than the host takes to launch them. The results are the same to "
+        "the "
+        "bit. The memory of a pass stays set aside for it between passes. `auto`: on one GPU, where it pays. "
+        "`on`: "
+        "on one GPU whatever the size. Not with `data.packed_documents` or `model.position: absolute`.");
     KEY(trainer, clip_grad_norm, real, {.least = 0},
         "Gradients are scaled down to this L2 norm. 0: no clipping.");
     KEY(trainer, z_loss, real, {.least = 0},

@@ -89,6 +89,10 @@ bool is_hopper(int device) {
 
 Scratch::Scratch(cudaStream_t stream, size_t bytes) : stream_(stream) {
     if (bytes == 0) return;
+    if (ScratchSource* source = scratch_source()) {
+        data_ = source->take(bytes);
+        return;
+    }
     cudaError_t error = cudaMallocAsync(&data_, bytes, stream);
     if (error == cudaErrorMemoryAllocation) {
         cudaGetLastError();  // not sticky: the device goes on
@@ -106,7 +110,9 @@ Scratch::Scratch(cudaStream_t stream, size_t bytes) : stream_(stream) {
 }
 
 Scratch::~Scratch() {
-    if (data_) cudaFreeAsync(data_, stream_);
+    if (!data_) return;
+    ScratchSource* source = scratch_source();
+    if (!source || !source->give(data_)) cudaFreeAsync(data_, stream_);
 }
 
 void* allocate(const Device& device, size_t bytes) {

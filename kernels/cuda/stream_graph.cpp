@@ -8,7 +8,8 @@ namespace levin::kernels::cuda {
 
 void* record_graph(const Stream& stream, const std::function<void()>& work) {
     const cudaStream_t s = use(stream);
-    LEVIN_CUDA_CHECK(cudaStreamBeginCapture(s, cudaStreamCaptureModeThreadLocal));
+    // Relaxed: memory may be allocated meanwhile.
+    LEVIN_CUDA_CHECK(cudaStreamBeginCapture(s, cudaStreamCaptureModeRelaxed));
     cudaGraph_t graph = nullptr;
     try {
         work();
@@ -18,11 +19,13 @@ void* record_graph(const Stream& stream, const std::function<void()>& work) {
         cudaGetLastError();
         throw;
     }
-    LEVIN_CUDA_CHECK(cudaStreamEndCapture(s, &graph));
+    const cudaError_t ended = cudaStreamEndCapture(s, &graph);
     cudaGraphExec_t executable = nullptr;
-    const cudaError_t error = cudaGraphInstantiate(&executable, graph, 0);
-    cudaGraphDestroy(graph);
-    LEVIN_CUDA_CHECK(error);
+    const cudaError_t made = ended == cudaSuccess ? cudaGraphInstantiate(&executable, graph, 0) : cudaSuccess;
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();  // reported here; the next launch shall not see it
+    LEVIN_CUDA_CHECK(ended);
+    LEVIN_CUDA_CHECK(made);
     return executable;
 }
 void launch_graph(const Stream& stream, void* graph) {

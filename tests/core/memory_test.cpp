@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <optional>
+
 #include "core/ops.h"
+#include "kernels/device_memory.h"
 #include "tests/core/gradient_check.h"
 
 namespace levin {
@@ -51,6 +54,110 @@ TEST(Memory, TheContentsOfThePeakAreKept) {
     size_t total = 0;
     for (const MemoryUse& use : uses) total += use.bytes();
     EXPECT_EQ(total, peak);
+}
+
+// What recorded work writes to stays its own, for whatever it was last taken.
+TEST(Memory, APoolKeepsItsBlocksApart) {
+    const auto taken = [] {
+        const OpScope scope("in the pool");
+        MemoryScope category(MemoryCategory::workspace);
+        return Tensor::empty({3 << 18}, DType::f32);
+    };
+    const MemoryStatistics before = memory_statistics({});
+    const auto workspace = static_cast<size_t>(MemoryCategory::workspace);
+    const auto activations = static_cast<size_t>(MemoryCategory::activations);
+    constexpr size_t kBytes = size_t{3} << 20;
+    std::optional<MemoryPool> pool(std::in_place, Device{});
+    const void* address = nullptr;
+    {
+        const MemoryPool::Scope scope(*pool);
+        EXPECT_TRUE(MemoryPool::in_use({}));
+        const Tensor tensor = taken();
+        address = tensor.data();
+        EXPECT_EQ(pool->blocks_with_users(), 1u);
+    }
+    EXPECT_FALSE(MemoryPool::in_use({}));
+    EXPECT_EQ(pool->blocks_with_users(), 0u);
+    EXPECT_EQ(pool->bytes(), kBytes);
+    // Idle, it still counts as what it was, and nobody else gets it.
+    MemoryStatistics now = memory_statistics({});
+    EXPECT_EQ(now.live[workspace], before.live[workspace] + kBytes);
+    EXPECT_EQ(now.in_pools, kBytes);
+    EXPECT_EQ(bytes_of(memory_uses({}), "in the pool", false), kBytes);
+    EXPECT_NE(memory_table({}).find("set aside"), std::string::npos);
+    release_cached_memory({});
+    const Tensor outside = taken();
+    EXPECT_NE(outside.data(), address);
+
+    // The same address again, now for something else; a tensor may outlive the pool's owner.
+    Tensor kept;
+    {
+        const MemoryPool::Scope scope(*pool);
+        kept = Tensor::empty({3 << 18}, DType::f32);
+        EXPECT_EQ(kept.data(), address);
+        const MemoryPool other({});
+        const MemoryPool::Scope inner(other);
+        EXPECT_NE(taken().data(), address);
+        EXPECT_EQ(other.bytes(), kBytes);
+    }
+    now = memory_statistics({});
+    EXPECT_EQ(now.live[workspace], before.live[workspace] + kBytes) << "the tensor outside";
+    EXPECT_EQ(now.live[activations], before.live[activations] + kBytes);
+    pool.reset();
+    kept.fill(1);
+    EXPECT_EQ(kept.data<float>()[12345], 1);
+    EXPECT_EQ(memory_statistics({}).in_pools, kBytes);
+    kept = {};
+    now = memory_statistics({});
+    EXPECT_EQ(now.in_pools, 0u);
+    EXPECT_EQ(now.live_total, before.live_total + kBytes);
+    EXPECT_EQ(memory_table({}).find("set aside"), std::string::npos);
+    const Tensor again = taken();
+    EXPECT_EQ(again.data(), address) << "back in the cache";
+}
+
+TEST(Memory, APoolTakesWhatTheCacheHasAndNeverEmptiesIt) {
+    const void* address = nullptr;
+    {
+        const Tensor tensor = Tensor::empty({5 << 18}, DType::f32);
+        address = tensor.data();
+    }
+    const MemoryPool pool({});
+    const MemoryPool::Scope scope(pool);
+    const size_t cached = memory_statistics({}).cached;
+    EXPECT_THROW(Tensor::empty({int64_t{1} << 52}, DType::f64), Error);
+    EXPECT_EQ(memory_statistics({}).cached, cached);
+    EXPECT_EQ(pool.bytes(), 0u);
+    const Tensor tensor = Tensor::empty({5 << 18}, DType::f32);
+    EXPECT_EQ(tensor.data(), address);
+    EXPECT_EQ(memory_statistics({}).cached, cached - pool.bytes());
+    try {
+        Tensor::empty({int64_t{1} << 52}, DType::f64);
+        FAIL() << "32 PiB were found";
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("trainer.step_graph=off"), std::string::npos)
+            << error.what();
+    }
+}
+
+// Kernels take their scratch memory from it too.
+TEST(Memory, APoolIsASourceOfScratchMemory) {
+    EXPECT_EQ(kernels::scratch_source(), nullptr);
+    const MemoryPool pool({});
+    {
+        const MemoryPool::Scope scope(pool);
+        kernels::ScratchSource* source = kernels::scratch_source();
+        ASSERT_NE(source, nullptr);
+        void* data = source->take(1000);
+        EXPECT_EQ(pool.bytes(), 1024u);
+        EXPECT_EQ(bytes_of(memory_uses({}), "kernel scratch", false), 1024u);
+        EXPECT_TRUE(source->give(data));
+        EXPECT_EQ(source->take(1020), data);
+        EXPECT_TRUE(source->give(data));
+        EXPECT_FALSE(source->give(data)) << "not in use";
+    }
+    EXPECT_EQ(kernels::scratch_source(), nullptr);
+    EXPECT_EQ(pool.blocks_with_users(), 0u);
 }
 
 TEST(Memory, WhenThereIsNoneLeftTheMessageSaysWhatHoldsItAndWhatToDo) {

@@ -57,6 +57,11 @@ inline std::string make_shard(const TemporaryFolder& folder, const std::string& 
     return folder / name;
 }
 
+inline bool on_gpu() {
+    const char* device = std::getenv("LEVIN_TEST_DEVICE");
+    return device && std::string(device) == "cuda";
+}
+
 // Training of the tiny model into folder/run, on the device that LEVIN_TEST_DEVICE names.
 inline std::string train(const TemporaryFolder& folder, const std::string& run, const std::string& settings) {
     const char* device = std::getenv("LEVIN_TEST_DEVICE");

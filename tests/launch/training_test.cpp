@@ -124,6 +124,43 @@ TEST(Training, ABf16RunContinuesToTheBit) {
     EXPECT_EQ(exact_metrics(folder / "run"), rows);
 }
 
+// trainer.step_graph: on a GPU the same run to the bit, also resumed; on a CPU there is nothing to record.
+TEST(Training, PassesLaunchedAsAWholeAreTheSameRun) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    if (!on_gpu()) {
+        const Outcome refused = shell(train(folder, "run", "trainer.step_graph=on"));
+        EXPECT_EQ(refused.status, 2) << refused.output;
+        EXPECT_TRUE(refused.says("trainer.step_graph is on, but a CPU launches nothing")) << refused.output;
+        return;
+    }
+    const std::string common =
+        "trainer.steps=20 trainer.global_batch=6 trainer.eval_every=7 trainer.eval_batches=2 "
+        "checkpoint.every=10 data.validation=" +
+        (folder / "text");
+    for (const std::string precision : {" trainer.precision=f32", " trainer.precision=bf16"}) {
+        SCOPED_TRACE(precision);
+        const std::string a = "off" + precision.substr(19), b = "on" + precision.substr(19);
+        const Outcome off = shell(train(folder, a, common + precision + " trainer.step_graph=off"));
+        ASSERT_EQ(off.status, 0) << off.output;
+        EXPECT_FALSE(off.says("CUDA graph")) << off.output;
+        const Outcome on = shell(train(folder, b, common + precision + " trainer.step_graph=on"));
+        ASSERT_EQ(on.status, 0) << on.output;
+        EXPECT_TRUE(on.says("passes are launched as CUDA graphs")) << on.output;
+        EXPECT_EQ(exact_metrics(folder / b), exact_metrics(folder / a));
+        EXPECT_EQ(weights(folder / b, "step_00000020"), weights(folder / a, "step_00000020"));
+        std::filesystem::remove_all(folder / (b + "/checkpoints/step_00000020"));
+        const Outcome resumed = shell(train(folder, b, common + precision + " trainer.step_graph=on"));
+        EXPECT_TRUE(resumed.says("resumed from")) << resumed.output;
+        EXPECT_EQ(exact_metrics(folder / b), exact_metrics(folder / a));
+        EXPECT_EQ(weights(folder / b, "step_00000020"), weights(folder / a, "step_00000020"));
+    }
+    // Documents differ from pass to pass: refused, not run slowly.
+    const Outcome packed = shell(train(folder, "packed", "trainer.step_graph=on data.packed_documents=true"));
+    EXPECT_EQ(packed.status, 2) << packed.output;
+    EXPECT_TRUE(packed.says("data.packed_documents=false")) << packed.output;
+}
+
 TEST(Training, ADamagedCheckpointIsSkippedForTheOlderOne) {
     const TemporaryFolder folder;
     make_shard(folder);

@@ -2,15 +2,20 @@
 // configuration on random tokens, beside the time its matrix products alone would take.
 #include <fmt/format.h>
 
+#include <chrono>
 #include <map>
 #include <memory>
+#include <optional>
 
 #include "core/random.h"
+#include "kernels/device_memory.h"
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/bench/step_profile.h"
 #include "launch/commands/options.h"
 #include "trainer/config.h"
 #include "trainer/optimizer.h"
+#include "trainer/passes.h"
+#include "trainer/step_graph.h"
 #include "trainer/throughput.h"
 
 namespace levin::bench {
@@ -23,7 +28,7 @@ struct Options {
     std::vector<std::string> overrides;
     int repeats = 5;
     int64_t accumulate = 1;
-    bool memory = false, profile = false, no_bound = false;
+    bool memory = false, profile = false, no_bound = false, compare_graph = false;
 };
 
 // What lives at the peak of one update, by category, op and size of the blocks.
@@ -66,6 +71,7 @@ public:
         : device_(device),
           batch_(config.trainer.micro_batch),
           length_(config.trainer.sequence_length),
+          loss_chunk_(config.trainer.loss_chunk_tokens),
           model_(initialized(config, dtype, device)),
           optimizer_(*model_, {}) {
         for (int64_t i = 0; i < accumulate; ++i) {
@@ -74,15 +80,32 @@ public:
             for (size_t j = 0; j < ids.size(); ++j)
                 ids[j] =
                     static_cast<int32_t>(random.bits(j) % static_cast<uint64_t>(config.model.vocab_size));
-            micro_batches_.push_back(Tensor::from({tokens()}, ids, device));
+            const Tensor tensor = Tensor::from({tokens()}, ids, device);
+            micro_batches_.push_back({.ids = tensor,
+                                      .targets = tensor,
+                                      .layout = {.batch = batch_, .length = length_},
+                                      .counted = tokens()});
         }
     }
 
     int64_t tokens() const { return batch_ * length_; }  // of a micro-batch
+    // From now on passes are launched one kernel after the other, or as a whole.
+    void set_graph(bool on) {
+        graph_.reset();
+        if (on) graph_.emplace(*model_);
+    }
+    void warm_up() {
+        update();  // chooses algorithms, fills caches
+        if (device_.is_cuda()) update();
+        if (!graph_) return;
+        update();  // the first updates record the passes
+        LEVIN_REQUIRE(graph_->failure().empty(), "bench step",
+                      "the passes could not be recorded as a CUDA graph: {}", graph_->failure());
+    }
     void forward_backward() {
         const double all = static_cast<double>(tokens()) * static_cast<double>(micro_batches_.size());
-        for (const Tensor& ids : micro_batches_)
-            backward(model_->loss(ids, ids, {.batch = batch_, .length = length_}, {.scale = 1 / all}).loss);
+        run_passes(*model_, micro_batches_, {.scale = 1 / all, .chunk_tokens = loss_chunk_}, nullptr,
+                   graph_ ? &*graph_ : nullptr);
     }
     void update() {
         forward_backward();
@@ -90,12 +113,12 @@ public:
     }
 
     struct Times {
-        double forward_backward_ms, optimizer_ms, update_ms;
+        double forward_backward_ms, optimizer_ms, update_ms, host_ms;
     };
     // Medians over updates that follow each other without a pause, as in training.
     Times measure(int repeats) {
         std::vector<std::unique_ptr<kernels::StreamEvent>> events;
-        const Stream stream = micro_batches_[0].stream();
+        const Stream stream = micro_batches_[0].ids.stream();
         const auto mark = [&] {
             events.push_back(std::make_unique<kernels::StreamEvent>(device_));
             events.back()->record(stream);
@@ -113,7 +136,18 @@ public:
             steps.push_back(events[i + 2]->ms_since(*events[i + 1]));
             updates.push_back(events[i + 2]->ms_since(*events[i]));
         }
-        return {median(passes), median(steps), median(updates)};
+        // What the host needs to queue an update when nothing is queued before it. On a CPU, where a kernel
+        // has ended when it was called, that is the update.
+        std::vector<double> queued;
+        for (int i = 0; i < (device_.is_cpu() ? 0 : 3); ++i) {
+            kernels::synchronize(stream);
+            const auto start = std::chrono::steady_clock::now();
+            update();
+            queued.push_back(
+                std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
+        }
+        return {median(passes), median(steps), median(updates),
+                device_.is_cpu() ? median(updates) : median(queued)};
     }
 
 private:
@@ -127,11 +161,23 @@ private:
     }
 
     Device device_;
-    int64_t batch_, length_;
+    int64_t batch_, length_, loss_chunk_;
     std::unique_ptr<LanguageModel> model_;
     Optimizer optimizer_;
-    std::vector<Tensor> micro_batches_;
+    std::optional<StepGraph> graph_;
+    std::vector<DeviceBatch> micro_batches_;
 };
+
+// Which ways of launching the passes to measure: with a graph or without.
+std::vector<bool> ways(const Options& options, const Config& config, const Device& device,
+                       const DevicePeak& peak) {
+    const bool asked = options.compare_graph || config.trainer.step_graph == StepGraphMode::on;
+    const std::string obstacle = step_graph_obstacle(config, device.type, 1);
+    LEVIN_REQUIRE(!asked || obstacle.empty(), "bench step", "{}, but {}",
+                  options.compare_graph ? "--compare-graph is given" : "trainer.step_graph is on", obstacle);
+    if (options.compare_graph) return {false, true};
+    return {wants_step_graph(config, device, 1, peak.flops_per_second)};
+}
 
 void run(const Options& options) {
     const Device device = prepare(options.common);
@@ -141,17 +187,26 @@ void run(const Options& options) {
     const DevicePeak peak = device_peak(device, dtype);
     auto bench = std::make_unique<Bench>(config, dtype, device, options.accumulate);
 
-    bench->update();  // chooses algorithms, fills caches
-    if (device.is_cuda()) bench->update();
-    reset_peak_memory(device);
-    const Bench::Times times = bench->measure(options.repeats);
-    const size_t peak_memory = memory_statistics(device).peak_total;
+    struct Row {
+        bool graph;
+        Bench::Times times;
+        size_t peak_memory;
+    };
+    std::vector<Row> rows;
+    for (const bool graph : ways(options, config, device, peak)) {
+        bench->set_graph(graph);
+        bench->warm_up();
+        reset_peak_memory(device);
+        const Bench::Times times = bench->measure(options.repeats);
+        rows.push_back({graph, times, memory_statistics(device).peak_total});
+    }
+    bench->set_graph(false);  // what follows looks at single kernels
     std::vector<kernels::Gemm> products;
     {
         StepObserver observer(device, options.profile);
         bench->update();
         products = observer.products();
-        if (options.profile) observer.print(json, times.update_ms);
+        if (options.profile) observer.print(json, rows.back().times.update_ms);
     }
     if (options.memory) print_memory(device, json, [&] { bench->update(); });
 
@@ -164,25 +219,30 @@ void run(const Options& options) {
         bound = product_bound(device, products, config.model.vocab_size, micro_tokens, options.accumulate);
         if (options.profile) bound.table.print(json);
     }
-    const double rate = tokens / times.update_ms * 1e3 * config.model.flops_per_token(length);
     const auto or_none = [&](const char* format, double value) {
         return options.no_bound ? std::string("-") : fmt::format(fmt::runtime(format), value);
     };
-    Table table({"parameters", "batch", "length", "micro_batches", "forward_backward_ms", "optimizer_ms",
-                 "step_ms", "tokens_per_second", "products_ms", "share_of_products", "gflops",
+    Table table({"parameters", "batch", "length", "micro_batches", "graph", "host_ms", "forward_backward_ms",
+                 "optimizer_ms", "step_ms", "tokens_per_second", "products_ms", "share_of_products", "gflops",
                  "share_of_peak", "products_share_of_peak", "peak_gflops", "memory_gib"});
-    table.add({fmt::to_string(config.model.parameter_count()), fmt::to_string(config.trainer.micro_batch),
-               fmt::to_string(length), fmt::to_string(options.accumulate),
-               fmt::format("{:.2f}", times.forward_backward_ms), fmt::format("{:.2f}", times.optimizer_ms),
-               fmt::format("{:.2f}", times.update_ms), fmt::format("{:.0f}", tokens / times.update_ms * 1e3),
-               or_none("{:.2f}", bound.ms), or_none("{:.3f}", bound.ms / times.update_ms),
-               fmt::format("{:.1f}", rate / 1e9), fmt::format("{:.3f}", rate / peak.flops_per_second),
-               or_none("{:.3f}", bound.flops / times.update_ms * 1e3 / peak.flops_per_second),
-               fmt::format("{:.1f}", peak.flops_per_second / 1e9),
-               fmt::format("{:.3f}", static_cast<double>(peak_memory) / (1 << 30))});
+    for (const auto& [graph, times, peak_memory] : rows) {
+        const double rate = tokens / times.update_ms * 1e3 * config.model.flops_per_token(length);
+        table.add({fmt::to_string(config.model.parameter_count()), fmt::to_string(config.trainer.micro_batch),
+                   fmt::to_string(length), fmt::to_string(options.accumulate), graph ? "yes" : "no",
+                   fmt::format("{:.2f}", times.host_ms), fmt::format("{:.2f}", times.forward_backward_ms),
+                   fmt::format("{:.2f}", times.optimizer_ms), fmt::format("{:.2f}", times.update_ms),
+                   fmt::format("{:.0f}", tokens / times.update_ms * 1e3), or_none("{:.2f}", bound.ms),
+                   or_none("{:.3f}", bound.ms / times.update_ms), fmt::format("{:.1f}", rate / 1e9),
+                   fmt::format("{:.3f}", rate / peak.flops_per_second),
+                   or_none("{:.3f}", bound.flops / times.update_ms * 1e3 / peak.flops_per_second),
+                   fmt::format("{:.1f}", peak.flops_per_second / 1e9),
+                   fmt::format("{:.3f}", static_cast<double>(peak_memory) / (1 << 30))});
+    }
     table.print(json);
     if (!json)
         fmt::print(
+            "host_ms: until the host has queued an update; graph: passes launched as a whole "
+            "(trainer.step_graph)\n"
             "products_ms: every matrix product of the update at its shape, measured alone in this process; "
             "share_of_products: how much of the step that is\npeak: {}\n",
             peak.source);
@@ -203,6 +263,8 @@ void add_step(CLI::App& bench) {
     command->add_flag("--memory", options->memory, "Also what lives at the peak, by op");
     command->add_flag("--profile", options->profile,
                       "Also the time of every kernel, and of every product alone");
+    command->add_flag("--compare-graph", options->compare_graph,
+                      "Two rows: passes launched kernel by kernel, and recorded as a CUDA graph");
     command->add_flag("--no-bound", options->no_bound, "Do not measure the matrix products alone");
     command->callback([options] { run(*options); });
 }
