@@ -232,7 +232,7 @@ public:
     void open_group() override {
         LEVIN_NCCL(ncclGroupStart);
         group_ = new_end();
-        group_began_ = false;
+        group_began_ = group_swapped_ = false;
     }
     void close_group() override {
         const std::shared_ptr<Event> done = std::move(group_);
@@ -290,7 +290,7 @@ protected:
         fail(Fault::internal, name(), "split into {}: the host's communicator goes first", part);
     }
     Pending do_all_reduce(const Tensor& tensor, ReduceOp op) override {
-        if (sums_by_copy_engines(tensor, op) && exchange_->can_swap(tensor.bytes())) return swap(tensor);
+        if (may_swap(tensor, op) && exchange_->can_swap(tensor.bytes())) return swap(tensor);
         return launch(op == ReduceOp::sum ? "all_reduce" : "all_reduce (max)", {tensor}, [&] {
             if (sums_by_copy_engines(tensor, op)) return exchange_->all_reduce(tensor, ready_);
             LEVIN_NCCL(ncclAllReduce, tensor.data(), tensor.data(), count_of(tensor), type_of(tensor.dtype()),
@@ -340,8 +340,16 @@ private:
         return exchange_ && op == ReduceOp::sum && exchange_->sums(tensor.bytes(), tensor.dtype());
     }
 
+    // Of whatever size in a group that has swapped: a kernel of NCCL would hold a multiprocessor until the
+    // peer comes, beside products that nobody else waits for.
+    bool may_swap(const Tensor& tensor, ReduceOp op) const {
+        const bool follows = group_ && group_swapped_ && op == ReduceOp::sum && is_floating(tensor.dtype());
+        return follows || sums_by_copy_engines(tensor, op);
+    }
+
     // An all_reduce of two ranks whose sum is formed when it is waited for.
     Pending swap(const Tensor& tensor) {
+        group_swapped_ = true;
         const std::shared_ptr<Event> done = new_end();
         announce("all_reduce", {tensor}, done);
         const cudaStream_t stream = exchange_->swap_stream();
@@ -411,7 +419,7 @@ private:
     std::shared_ptr<copy_engine::Exchange> exchange_;  // null: NCCL carries everything
     cudaEvent_t ready_ = nullptr;
     std::shared_ptr<Event> group_;  // end of the open group
-    bool group_began_ = false;
+    bool group_began_ = false, group_swapped_ = false;
     int64_t calls_ = 0;
     int errors_at_creation_;
 };

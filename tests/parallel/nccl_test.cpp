@@ -321,6 +321,37 @@ TEST_F(Nccl, ParametersOfEveryStageArriveOverCopyEngines) {
     }
 }
 
+// What goes out with a large sum, and works waited for in any order.
+TEST_F(Nccl, GroupsOfLargeAndSmallSumsAreAwaitedInAnyOrder) {
+    const auto ranks = world.split(0, rank, "awaited", {.copy_engines = CopyEngines::awaited});
+    struct Sums {
+        Tensor large, small;
+        std::vector<Pending> works;
+    };
+    std::vector<Sums> all;
+    for (int i = 0; i < 12; ++i) {
+        Sums sums{Tensor::full({2 << 20}, i + rank, DType::f32, gpu),
+                  Tensor::full({1000 + i}, 10 * i + rank, DType::f32, gpu),
+                  {}};
+        ranks->group([&] {
+            sums.works = {ranks->start_all_reduce(sums.large), ranks->start_all_reduce(sums.small)};
+        });
+        all.push_back(std::move(sums));
+        if (i < 3) continue;  // four under way
+        Sums& due = all[static_cast<size_t>(i % 2 ? i - 2 : i - 3)];
+        for (const Pending& work : due.works) work->wait();
+    }
+    for (Sums& sums : all)
+        for (const Pending& work : sums.works) work->wait();
+    for (int i = 0; i < 12; ++i) {
+        const Sums& sums = all[static_cast<size_t>(i)];
+        const double ranks_sum = size * (size - 1) / 2.0;
+        for (const double value : sums.large.narrow(0, (2 << 20) - 1000, 1000).to_vector())
+            ASSERT_EQ(value, size * i + ranks_sum) << i;
+        for (const double value : sums.small.to_vector()) ASSERT_EQ(value, size * 10 * i + ranks_sum) << i;
+    }
+}
+
 // 64 MiB take a while on any link; a stream that waits for them at once stands still for about that time, one
 // that comes when they are there does not.
 TEST_F(Nccl, ExposedTimeIsWhatTheStreamWaits) {
