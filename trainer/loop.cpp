@@ -67,8 +67,8 @@ int stage_of(const ParallelConfig& parallel) {
                                                            : std::min<int64_t>(parallel.zero, 2));
 }
 
-// Communication beside products pays where no kernel of a collective stands in their way. Halves of a batch
-// hide more of it than chunks of a product do, and cost less.
+// Communication beside products pays where no kernel of a collective stands in their way. A half of a batch
+// travels beside a whole block of the other one: chunks would have little left to hide.
 TensorParallelOptions tensor_parallel_options(const Config& config, const Mesh& mesh) {
     const ParallelConfig& parallel = config.parallel;
     const bool free = mesh.tp()->copy_engines();
