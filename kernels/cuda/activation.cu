@@ -75,9 +75,9 @@ void launch_exp(cudaStream_t stream, int64_t rows, int64_t columns, int64_t grou
     LEVIN_CUDA_LAUNCHED();
 }
 
-template <class T>
+template <class T, class Function>
 struct GluForwardOp {
-    Activation activation;
+    Function function;
     const T* a;
     int64_t a_stride;
     const T* b;
@@ -89,14 +89,14 @@ struct GluForwardOp {
         auto value = load<N>(a + r * a_stride + c);
         const auto factor = load<N>(b + r * b_stride + c);
 #pragma unroll
-        for (int i = 0; i < N; ++i) value[i] = activate(activation, value[i]) * factor[i];
+        for (int i = 0; i < N; ++i) value[i] = function.value(value[i]) * factor[i];
         store<N>(y + r * columns + c, value);
     }
 };
 
-template <class T>
+template <class T, class Function>
 struct GluBackwardOp {
-    Activation activation;
+    Function function;
     const T* a;
     int64_t a_stride;
     const T* b;
@@ -116,8 +116,8 @@ struct GluBackwardOp {
         Pack<acc_t<T>, N> left, right, product;
 #pragma unroll
         for (int i = 0; i < N; ++i) {
-            const acc_t<T> active = activate(activation, x[i]);
-            left[i] = gradient[i] * factor[i] * derivative(activation, x[i]);
+            const acc_t<T> active = function.value(x[i]);
+            left[i] = gradient[i] * factor[i] * function.slope(x[i]);
             right[i] = gradient[i] * active;
             product[i] = active * factor[i];
         }
@@ -170,12 +170,15 @@ void glu_forward(const Stream& stream, const GluForward& args) {
     refuse_exp(args.activation, "glu_forward");
     by_type(args.dtype, "glu_forward", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        map_rows<T>(
-            s, args.rows, args.columns,
-            vectorizable<T>({{args.a, args.a_stride}, {args.b, args.b_stride}, {args.y, args.columns}}),
-            GluForwardOp<T>{args.activation, static_cast<const T*>(args.a), args.a_stride,
-                            static_cast<const T*>(args.b), args.b_stride, static_cast<T*>(args.y),
-                            args.columns});
+        const bool vector =
+            vectorizable<T>({{args.a, args.a_stride}, {args.b, args.b_stride}, {args.y, args.columns}});
+        by_activation(args.activation, [&](auto function) {
+            map_rows<T>(
+                s, args.rows, args.columns, vector,
+                GluForwardOp<T, decltype(function)>{function, static_cast<const T*>(args.a), args.a_stride,
+                                                    static_cast<const T*>(args.b), args.b_stride,
+                                                    static_cast<T*>(args.y), args.columns});
+        });
     });
 }
 
@@ -190,12 +193,14 @@ void glu_backward(const Stream& stream, const GluBackward& args) {
                                              {args.da, args.da_stride},
                                              {args.db, args.db_stride},
                                              {args.y, args.columns}});
-        map_rows<T>(
-            s, args.rows, args.columns, vector,
-            GluBackwardOp<T>{args.activation, static_cast<const T*>(args.a), args.a_stride,
-                             static_cast<const T*>(args.b), args.b_stride, static_cast<const T*>(args.dy),
-                             static_cast<T*>(args.da), args.da_stride, static_cast<T*>(args.db),
-                             args.db_stride, static_cast<T*>(args.y), args.columns});
+        by_activation(args.activation, [&](auto function) {
+            map_rows<T>(
+                s, args.rows, args.columns, vector,
+                GluBackwardOp<T, decltype(function)>{
+                    function, static_cast<const T*>(args.a), args.a_stride, static_cast<const T*>(args.b),
+                    args.b_stride, static_cast<const T*>(args.dy), static_cast<T*>(args.da), args.da_stride,
+                    static_cast<T*>(args.db), args.db_stride, static_cast<T*>(args.y), args.columns});
+        });
     });
 }
 

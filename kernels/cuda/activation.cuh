@@ -73,4 +73,35 @@ __device__ inline A derivative(Activation activation, A x, A shift = A(0)) {
     return A(1);
 }
 
+// An activation as a kernel's template argument. None is a type of its own, so that the models without one do
+// not carry the registers of all the others.
+struct NoActivation {
+    template <class A>
+    __device__ A value(A x) const {
+        return x;
+    }
+    template <class A>
+    __device__ A slope(A) const {
+        return A(1);
+    }
+};
+struct AnyActivation {
+    Activation activation;
+    template <class A>
+    __device__ A value(A x) const {
+        return activate(activation, x);
+    }
+    template <class A>
+    __device__ A slope(A x) const {
+        return derivative(activation, x);
+    }
+};
+template <class Body>
+void by_activation(Activation activation, const Body& body) {
+    if (activation == Activation::none)
+        body(NoActivation{});
+    else
+        body(AnyActivation{activation});
+}
+
 }  // namespace levin::kernels::cuda

@@ -46,13 +46,16 @@ template <class T, int N>
 struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Raw {
     T v[N];
 };
-template <int N, class T>
-__device__ inline Pack<acc_t<T>, N> load(const T* from) {
-    const Raw<T, N> raw = *reinterpret_cast<const Raw<T, N>*>(from);
+template <class T, int N>
+__device__ inline Pack<acc_t<T>, N> unpack(const Raw<T, N>& raw) {
     Pack<acc_t<T>, N> pack;
 #pragma unroll
     for (int i = 0; i < N; ++i) pack[i] = to_acc(raw.v[i]);
     return pack;
+}
+template <int N, class T>
+__device__ inline Pack<acc_t<T>, N> load(const T* from) {
+    return unpack(*reinterpret_cast<const Raw<T, N>*>(from));
 }
 template <int N, class T>
 __device__ inline void store(T* to, const Pack<acc_t<T>, N>& pack) {
@@ -65,6 +68,16 @@ __device__ inline void store(T* to, const Pack<acc_t<T>, N>& pack) {
 // Elements in 16 bytes.
 template <class T>
 constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+
+// A vector that stays in registers between two sweeps over a row. forget(): the compiler would else keep what
+// it made of the elements as well, in twice the registers.
+template <class T>
+union Held {
+    uint4 bits;
+    Raw<T, kVector<T>> raw;
+    __device__ Held() {}
+    __device__ void forget() { asm volatile("" : "+r"(bits.x), "+r"(bits.y), "+r"(bits.z), "+r"(bits.w)); }
+};
 
 // A matrix as a kernel sees it: may its rows be read in 16-byte vectors?
 struct Rows {

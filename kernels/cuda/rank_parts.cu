@@ -1,6 +1,6 @@
 // Arithmetic between collectives: one block per row, one sweep each.
 #include "kernels/backends.h"
-#include "kernels/cuda/row.cuh"
+#include "kernels/cuda/cross_entropy.cuh"
 
 namespace levin::kernels::cuda {
 
@@ -93,79 +93,40 @@ __global__ void __launch_bounds__(kLossThreads) cross_entropy_parts_kernel(Cross
     using A = acc_t<T>;
     const int64_t row = blockIdx.x;
     const T* logits = static_cast<const T*>(args.logits) + row * args.stride;
-    A top = -INFINITY, sum = 0;
-    sweep<N, kVector<T>>(args.vocab, [&](int64_t c, auto n) {
-        constexpr int kN = decltype(n)::value;
-        const auto z = load<kN>(logits + c);
-        A most = z[0];
-#pragma unroll
-        for (int i = 1; i < kN; ++i) most = max(most, z[i]);
-        if (most > top) {
-            sum *= exp(top - most);
-            top = most;
-        }
-#pragma unroll
-        for (int i = 0; i < kN; ++i) {
-            if (top > -INFINITY)
-                sum += exp(z[i] - top);
-            else if (z[i] != z[i])
-                sum = z[i];  // NaN is not hidden
-        }
-    });
-    const A most = block_max(top);
-    const A total = block_sum(top > -INFINITY ? sum * exp(top - most) : sum);
+    const SoftmaxSum<A> sum = softmax_sum<T, N>(logits, args.vocab);
     if (threadIdx.x != 0) return;
     const int64_t target = args.targets[row], place = target < 0 ? -1 : target - args.first;
     A* part = static_cast<A*>(args.parts) + 3 * row;
-    part[0] = most;
-    part[1] = total;
+    part[0] = sum.most;
+    part[1] = sum.total;
     part[2] = place >= 0 && place < args.vocab ? to_acc(logits[place]) : A(0);
 }
 
 template <class T, int N>
 __global__ void __launch_bounds__(kLossThreads) cross_entropy_join_kernel(CrossEntropyJoin args) {
     using A = acc_t<T>;
-    const int64_t row = blockIdx.x;
+    const int64_t row = blockIdx.x, target = args.targets[row];
     T* logits = static_cast<T*>(args.logits) + row * args.stride;
     A* loss = static_cast<A*>(args.loss);
-    if (args.targets[row] < 0) {
+    if (target < 0) {
         if (threadIdx.x == 0) loss[row] = A(0);
-        if (args.gradient_scale == 0) return;
-        sweep<N, kVector<T>>(args.stride, [&](int64_t c, auto n) {
-            constexpr int kN = decltype(n)::value;
-            store<kN>(logits + c, Pack<A, kN>{});
-        });
+        if (args.gradient_scale != 0) clear_row<T, N>(logits, args.stride);
         return;
     }
     // Every thread joins the few parts for itself, in rank order.
-    const A* parts = static_cast<const A*>(args.parts);
-    A most = -INFINITY, total = 0, at_target = 0;
-    for (int64_t p = 0; p < args.ranks; ++p) most = max(most, parts[3 * (p * args.rows + row)]);
-    for (int64_t p = 0; p < args.ranks; ++p) {
-        const A* part = parts + 3 * (p * args.rows + row);
-        if (part[1] != A(0)) total += part[1] * exp(part[0] - most);
-        at_target += part[2];
-    }
-    const A log_total = log(total), lse = most + log_total, z_loss = A(args.z_loss);
-    if (threadIdx.x == 0) loss[row] = log_total - (at_target - most) + z_loss * lse * lse;
+    const auto part = [&](int64_t p) {
+        return static_cast<const A*>(args.parts) + 3 * (p * args.rows + row);
+    };
+    A at_target = 0;
+    for (int64_t p = 0; p < args.ranks; ++p) at_target += part(p)[2];
+    const RowLoss<T> result(join<A>(args.ranks,
+                                    [&](int64_t p) {
+                                        return SoftmaxSum<A>{part(p)[0], part(p)[1]};
+                                    }),
+                            args.z_loss, args.gradient_scale);
+    if (threadIdx.x == 0) loss[row] = result.loss(at_target);
     if (args.gradient_scale == 0) return;
-    const A pull = A(1) + A(2) * z_loss * lse, scale = A(args.gradient_scale), factor = scale * pull / total;
-    const int64_t target = args.targets[row] - args.first;
-    sweep<N, kVector<T>>(args.stride, [&](int64_t c, auto n) {
-        constexpr int kN = decltype(n)::value;
-        auto z = load<kN>(logits + c);
-#pragma unroll
-        for (int i = 0; i < kN; ++i) {
-            const A log_p = z[i] - most - log_total;
-            if (c + i >= args.vocab)
-                z[i] = A(0);
-            else if (c + i == target)
-                z[i] = scale * (expm1(log_p) + (pull - A(1)) * exp(log_p));  // p - 1 cancels
-            else
-                z[i] = factor * exp(z[i] - most);
-        }
-        store<kN>(logits + c, z);
-    });
+    write_gradient<T, N>(result, logits, args.vocab, args.stride, target - args.first);
 }
 
 constexpr int kPartsAtOnce = 32;

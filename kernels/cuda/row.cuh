@@ -67,4 +67,43 @@ __device__ inline void sweep(int64_t width, Body&& body) {
     }
 }
 
+// What a thread reads in one sweep and wants again in the next one: kept in registers where its share of the
+// row is one vector (one_vector), read again where it is longer.
+template <class T>
+class Kept {
+public:
+    template <int M>
+    __device__ Pack<acc_t<T>, M> first(const T* from) {
+        if constexpr (M == kVector<T>) {
+            held_.raw = *reinterpret_cast<const Raw<T, M>*>(from);
+            return unpack(held_.raw);
+        } else {
+            return load<M>(from);
+        }
+    }
+    template <int M>
+    __device__ void set(const Pack<acc_t<T>, M>& value) {
+        if constexpr (M == kVector<T>)
+#pragma unroll
+            for (int i = 0; i < M; ++i) held_.raw.v[i] = from_acc<T>(value[i]);
+    }
+    template <int M>
+    __device__ Pack<acc_t<T>, M> again(bool kept, const T* from) {
+        if constexpr (M == kVector<T>)
+            if (kept) {
+                held_.forget();
+                return unpack(held_.raw);
+            }
+        return load<M>(from);
+    }
+
+private:
+    Held<T> held_;
+};
+// Whether it is: every thread of the block has one vector of N.
+template <int N, class T>
+__device__ inline bool one_vector(int64_t width) {
+    return N == kVector<T> && width == int64_t{blockDim.x} * N;
+}
+
 }  // namespace levin::kernels::cuda
