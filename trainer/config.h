@@ -97,7 +97,7 @@ struct ParallelConfig {
     int64_t virtual_stages = 1;      // per pipeline rank
     int64_t zero = 0;
     bool reshard_after_forward = true;  // with zero 3
-    int64_t bucket_mib = 64;            // gradients reduced together
+    int64_t bucket_mib = 256;           // gradients reduced together
     GradientType gradient_dtype = GradientType::f32;
     CopyEngineGroups copy_engines = CopyEngineGroups::pairs;
     bool sequence_scatter = false;  // tokens between blocks, over tp

@@ -67,16 +67,17 @@ int stage_of(const ParallelConfig& parallel) {
                                                            : std::min<int64_t>(parallel.zero, 2));
 }
 
-// Communication beside products pays where no kernel of a collective stands in their way. A half of a batch
-// travels beside a whole block of the other one: chunks would have little left to hide.
+// Chunks beside products pay where no kernel of a collective stands in their way. Over NCCL they do not, but
+// a half of a batch beside a whole block of the other one does (docs/parallelism.md).
 TensorParallelOptions tensor_parallel_options(const Config& config, const Mesh& mesh) {
     const ParallelConfig& parallel = config.parallel;
     const bool free = mesh.tp()->copy_engines();
     TensorParallelOptions options{.sequence_scatter = parallel.sequence_scatter};
-    options.two_batches =
-        parallel.two_batch_overlap == TwoBatchOverlap::on ||
-        (parallel.two_batch_overlap == TwoBatchOverlap::automatic && free && config.trainer.micro_batch > 1 &&
-         parallel.cp == 1 && !parallel.sequence_scatter && config.trainer.recompute != Recompute::full);
+    const bool over_nccl = config.trainer.device == DeviceType::cuda && mesh.tp()->size() > 1 && !free;
+    options.two_batches = parallel.two_batch_overlap == TwoBatchOverlap::on ||
+                          (parallel.two_batch_overlap == TwoBatchOverlap::automatic && over_nccl &&
+                           config.trainer.micro_batch > 1 && parallel.cp == 1 && !parallel.sequence_scatter &&
+                           config.trainer.recompute != Recompute::full);
     options.overlap_chunks = parallel.overlap_chunks > 0    ? parallel.overlap_chunks
                              : free && !options.two_batches ? 4
                                                             : 1;
