@@ -65,18 +65,29 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
         if (!reduce_in_bf16_) exposed_ = ranks_->expose(gradients);
         return;
     }
-    // Units in the order of the forward pass, which is that of the first parameter in each.
-    std::map<int64_t, std::vector<ParameterGatherer::Buffer>> units;
-    std::vector<int64_t> order;
-    for (size_t b = buckets_.size(); b-- > 0;) {
-        Bucket& bucket = buckets_[b];
-        move_values(bucket);
-        const int64_t unit = stage_ == 3 ? bucket.plan.unit : static_cast<int64_t>(b);
-        if (!units.contains(unit)) order.push_back(unit);
-        units[unit].push_back({bucket.value_share, bucket.values});
-        first_[b] = order.size() <= ParameterGatherer::kFirstUnits && unit == order.back();
+    // Units in the order of the forward pass, which is that of the first parameter in each. A unit may have
+    // buckets far apart: embedding and head are used together.
+    std::map<int64_t, std::vector<size_t>> units;
+    std::map<size_t, int64_t> order;
+    for (size_t b = buckets_.size(); b-- > 0;)
+        units[stage_ == 3 ? buckets_[b].plan.unit : static_cast<int64_t>(b)].push_back(b);
+    for (const auto& [unit, buckets] : units) {
+        size_t first = parameters_.size();
+        for (const size_t b : buckets)
+            for (const BucketPlace& place : buckets_[b].plan.places) first = std::min(first, place.parameter);
+        order[first] = unit;
     }
-    for (const int64_t unit : order) gatherer_->add_unit(std::move(units[unit]));
+    size_t number = 0;
+    for (const auto& [first, unit] : order) {
+        std::vector<ParameterGatherer::Buffer> buffers;
+        for (const size_t b : units[unit]) {
+            move_values(buckets_[b]);
+            buffers.push_back({buckets_[b].value_share, buckets_[b].values});
+            first_[b] = number < ParameterGatherer::kFirstUnits;
+        }
+        gatherer_->add_unit(std::move(buffers));
+        ++number;
+    }
     gatherer_->expose();
     release_cached_memory(buckets_[0].plan.device);  // what the parameters lay in before
 }

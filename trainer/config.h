@@ -145,6 +145,8 @@ void validate_for_training(const Config& config);
 // What keeps the passes of a run on `ranks` ranks from being recorded as CUDA graphs (trainer.step_graph),
 // and what to change; empty: nothing.
 std::string step_graph_obstacle(const Config& config, DeviceType device, int64_t ranks);
+// Whether a micro-batch can be taken as two halves in turn (parallel.two_batch_overlap), given tp above 1.
+bool has_two_batches(const Config& config);
 // The layout of a job of `ranks` ranks. Throws Error(input) with the nearest that works when ranks, model or
 // sequences cannot be divided so.
 Layout layout_of(const Config& config, int64_t ranks);

@@ -87,6 +87,12 @@ std::string step_graph_obstacle(const Config& config, DeviceType device, int64_t
     return {};
 }
 
+bool has_two_batches(const Config& config) {
+    return config.parallel.cp == 1 && !config.parallel.sequence_scatter &&
+           config.trainer.recompute != Recompute::full &&
+           (config.trainer.micro_batch > 1 || config.data.packed_documents);
+}
+
 Layout layout_of(const Config& config, int64_t ranks) {
     const ParallelConfig& parallel = config.parallel;
     const Layout layout = make_layout(ranks, parallel.tp, parallel.cp, parallel.pp);
@@ -110,10 +116,7 @@ Layout layout_of(const Config& config, int64_t ranks) {
         "trainer.recompute_slice=0 or parallel.sequence_scatter=false",
         trainer.recompute_slice, tokens);
     LEVIN_REQUIRE(
-        parallel.two_batch_overlap != TwoBatchOverlap::on ||
-            (layout.tp > 1 && layout.cp == 1 && !parallel.sequence_scatter &&
-             trainer.recompute != Recompute::full &&
-             (trainer.micro_batch > 1 || config.data.packed_documents)),
+        parallel.two_batch_overlap != TwoBatchOverlap::on || (layout.tp > 1 && has_two_batches(config)),
         where,
         "parallel.two_batch_overlap is on with parallel.tp {}, parallel.cp {}, parallel.sequence_scatter {}, "
         "trainer.recompute {} and trainer.micro_batch {}: halves of a micro-batch take turns where tp is 2 "

@@ -74,10 +74,9 @@ TensorParallelOptions tensor_parallel_options(const Config& config, const Mesh& 
     const bool free = mesh.tp()->copy_engines();
     TensorParallelOptions options{.sequence_scatter = parallel.sequence_scatter};
     const bool over_nccl = config.trainer.device == DeviceType::cuda && mesh.tp()->size() > 1 && !free;
-    options.two_batches = parallel.two_batch_overlap == TwoBatchOverlap::on ||
-                          (parallel.two_batch_overlap == TwoBatchOverlap::automatic && over_nccl &&
-                           config.trainer.micro_batch > 1 && parallel.cp == 1 && !parallel.sequence_scatter &&
-                           config.trainer.recompute != Recompute::full);
+    options.two_batches =
+        parallel.two_batch_overlap == TwoBatchOverlap::on ||
+        (parallel.two_batch_overlap == TwoBatchOverlap::automatic && over_nccl && has_two_batches(config));
     options.overlap_chunks = parallel.overlap_chunks > 0    ? parallel.overlap_chunks
                              : free && !options.two_batches ? 4
                                                             : 1;
@@ -232,7 +231,10 @@ private:
                 config_.parallel.sequence_scatter ? ", tokens scattered between blocks" : "",
                 tensor_parallel_options(config_, *mesh_).two_batches ? ", halves of a micro-batch in turn"
                                                                      : "",
-                config_.parallel.zero > 0 ? fmt::format(", zero {}", config_.parallel.zero) : ""));
+                config_.parallel.zero == 0 ? ""
+                : stage_of(config_.parallel) == config_.parallel.zero
+                    ? fmt::format(", zero {}", config_.parallel.zero)
+                    : fmt::format(", zero {} with weights kept after forward", config_.parallel.zero)));
         if (mesh_->tp_spans_hosts())
             say("warning: tensor-parallel ranks on different hosts: slow; make the ranks per host a multiple "
                 "of "
@@ -275,6 +277,8 @@ private:
             if (device_.is_cpu() || save_now || evaluate_now) {
                 arrive(*underway);
                 const Place place(fmt::format("step {}, its numbers and evaluation", step_));
+                // The last evaluation, and the checkpoint behind it, may need the memory of the recordings.
+                if (last) step_graph_.reset();
                 if (evaluate_now)
                     underway->row.validation_loss =
                         evaluate(model_, *validation_, t.micro_batch,
@@ -378,7 +382,7 @@ private:
         if (!step_graph_) return;
         if (!step_graph_->failure().empty()) {
             say(fmt::format(
-                "warning: the passes were not recorded as a CUDA graph: {}; training goes on without",
+                "warning: passes could not be recorded as CUDA graphs: {}; training goes on without",
                 step_graph_->failure()));
             step_graph_.reset();
         } else if (step_graph_->launches() > 0 && !told_of_step_graph_) {

@@ -97,6 +97,7 @@ Tensor StepGraph::run(const DeviceBatch& batch, const ops::CrossEntropyOptions& 
 
 void StepGraph::record(Recording& recording) {
     try {
+        release_cached_memory(model_.device());  // the pool takes a pass's worth beside what passes left
         recording.graph.record(stream_, [this, &recording] {
             const MemoryPool::Scope scope(*pool_);
             recording.loss = {};
@@ -119,12 +120,15 @@ Tensor StepGraph::launch(Recording& recording, const DeviceBatch& batch) {
     const OpScope scope("step graph");
     ids_.copy_from(batch.ids);
     targets_.copy_from(batch.targets);
+    for (size_t i = 0; i < parameters_.size(); ++i)
+        LEVIN_CHECK(parameters_[i].value().data() == recording.addresses[2 * i], "step graph",
+                    "parameter {} is no longer where it was when the pass was recorded", i);
     recording.graph.launch(stream_);
     ++launches_;
     for (size_t i = 0; i < parameters_.size(); ++i)
         if (recording.addresses[2 * i + 1]) parameters_[i].set_gradient_written();
     LEVIN_CHECK(addresses_of(parameters_) == recording.addresses, "step graph",
-                "a parameter or its gradient is no longer where it was when the pass was recorded");
+                "a gradient is no longer where it was when the pass was recorded");
     return recording.loss.clone();
 }
 

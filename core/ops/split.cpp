@@ -21,10 +21,10 @@ std::vector<Variable> split(const Variable& x, const std::vector<int64_t>& width
 
 std::vector<Variable> split_rows(const Variable& x, const std::vector<int64_t>& rows) {
     const OpScope scope("split_rows");
-    const Tensor value = x.value().contiguous();
-    LEVIN_CHECK(std::accumulate(rows.begin(), rows.end(), int64_t{0}) == value.dim(0), "split_rows",
-                "{} rows are not those of {}", to_string(rows), to_string(value.shape()));
+    LEVIN_CHECK(std::accumulate(rows.begin(), rows.end(), int64_t{0}) == x.dim(0), "split_rows",
+                "{} rows are not those of {}", to_string(rows), to_string(x.shape()));
     if (rows.size() == 1) return {x};
+    const Tensor value = x.value().contiguous();
     std::vector<Tensor> parts;
     int64_t begin = 0;
     for (const int64_t count : rows) {

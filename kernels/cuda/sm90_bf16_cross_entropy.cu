@@ -10,6 +10,7 @@ namespace levin::kernels::cuda {
 
 namespace {
 
+constexpr int kThreads = 256;
 constexpr int kHeld = 4;        // vectors of a thread; more make the compiler spill
 constexpr int kMostBlocks = 8;  // of a cluster, on every Hopper
 constexpr int kWidth = kVector<Bf16>;
@@ -20,7 +21,6 @@ constexpr int kWidth = kVector<Bf16>;
 }
 
 // `share`: vectors of each block but the last.
-template <int kThreads>
 __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
     row_in_registers_kernel(CrossEntropy args, int share) {
 #if __CUDA_ARCH__ >= 900
@@ -103,28 +103,24 @@ __global__ void __launch_bounds__(kThreads, 1024 / kThreads)
 bool sm90_cross_entropy_fits(const CrossEntropy& args) {
     const int64_t vectors = args.stride / kWidth;
     return args.dtype == DType::bf16 && vectorizable<Bf16>({{args.logits, args.stride}}) && vectors >= 1024 &&
-           vectors <= kMostBlocks * kHeld * 512;
+           vectors <= kMostBlocks * kHeld * kThreads;
 }
 
 void sm90_bf16_cross_entropy(cudaStream_t stream, const CrossEntropy& args) {
     const int64_t vectors = args.stride / kWidth;
-    // Many small blocks are in different phases: one reads, one computes, one writes.
-    const bool small = vectors <= kMostBlocks * kHeld * 256;
-    const int threads = small ? 256 : 512;
     unsigned blocks = 1;
-    while (blocks * kHeld * threads < vectors) blocks *= 2;
+    while (blocks * kHeld * kThreads < vectors) blocks *= 2;
     cudaLaunchAttribute cluster{};
     cluster.id = cudaLaunchAttributeClusterDimension;
     cluster.val.clusterDim = {.x = blocks, .y = 1, .z = 1};
     cudaLaunchConfig_t config{};
     config.gridDim = dim3(static_cast<unsigned>(args.rows) * blocks);
-    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.blockDim = dim3(kThreads);
     config.stream = stream;
     config.attrs = &cluster;
     config.numAttrs = 1;
-    LEVIN_CUDA_CHECK(cudaLaunchKernelEx(&config,
-                                        small ? row_in_registers_kernel<256> : row_in_registers_kernel<512>,
-                                        args, static_cast<int>(ceil_div(vectors, blocks))));
+    LEVIN_CUDA_CHECK(cudaLaunchKernelEx(&config, row_in_registers_kernel, args,
+                                        static_cast<int>(ceil_div(vectors, blocks))));
 }
 
 }  // namespace levin::kernels::cuda

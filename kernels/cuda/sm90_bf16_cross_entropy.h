@@ -7,7 +7,7 @@
 
 namespace levin::kernels::cuda {
 
-// bf16, rows aligned to 16 bytes, 8192 to 131072 columns.
+// bf16, rows aligned to 16 bytes, 8192 to 65536 columns.
 bool sm90_cross_entropy_fits(const CrossEntropy& args);
 void sm90_bf16_cross_entropy(cudaStream_t stream, const CrossEntropy& args);
 

@@ -1,6 +1,6 @@
 // SimpleRMSNorm, with the residual sum before it or the gate after it. One block per row. A row that is one
-// vector a thread (1024 to 4096 columns in bf16) stays in registers between the two sweeps, and all of it is
-// on its way at once; a longer one is read a second time, from the cache.
+// vector a thread (a multiple of 256 up to 4096 columns in bf16) stays in registers between the two sweeps,
+// and all of it is on its way at once; a longer one is read a second time, from the cache.
 #include "kernels/backends.h"
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/row.cuh"

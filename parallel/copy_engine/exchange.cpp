@@ -125,10 +125,10 @@ class Exchange::Exposure {
 public:
     Exposure(Exchange& exchange, const std::vector<Tensor>& parts) : exchange_(exchange), parts_(parts) {}
     ~Exposure() {
+        for (const Tensor& part : parts_) exchange_.exposed_.erase({part.data(), part.bytes()});
         if (exchange_.abandoned_ || std::uncaught_exceptions() > 0) return;
         cudaSetDevice(exchange_.device_);
         cudaStreamSynchronize(exchange_.stream(Queue::copies));
-        for (const Tensor& part : parts_) exchange_.exposed_.erase({part.data(), part.bytes()});
         for (void* opened : opened_) cudaIpcCloseMemHandle(opened);
         try {
             exchange_.ranks_.barrier();  // nobody's memory goes while a peer has it open

@@ -371,6 +371,9 @@ private:
                         "this rank communicates from cuda:{}, the tensor is on {}", link_->device,
                         to_string(tensor.device()));
         link_->check();
+        // Asking for the address makes the tensor's stream wait for what is still under way for it (a
+        // reduction that is awaited at the first use), and the event must come behind that.
+        for (const Tensor& tensor : tensors) tensor.data();
         LEVIN_CUDA_CHECK(cudaEventRecord(ready_, kernels::cuda::use(tensors[0].stream())));
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(link_->stream, ready_));
         const bool message = call.starts_with("message");

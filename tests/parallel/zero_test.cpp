@@ -76,7 +76,7 @@ std::vector<Tensor> train(const std::shared_ptr<Communicator>& ranks, DType dtyp
                           const DataParallel::Options& wanted, int micro_batches) {
     Network network(dtype);
     DataParallel::Options options = wanted;
-    options.units = network.units;
+    if (options.units.empty()) options.units = network.units;
     DataParallel data_parallel(network.parameters, ranks, options);
     for (int update = 0; update < 4; ++update) {
         for (int m = 0; m < micro_batches; ++m) {
@@ -130,6 +130,20 @@ TEST_P(Zero, EveryStageTrainsWithTheSameBits) {
                         << "stage " << stage << " bucket " << bucket << " bf16 " << bf16 << " parameter "
                         << i;
             }
+    }
+}
+
+// Embedding and head are one unit with a bucket at each end: none of it may leave before all of it is
+// updated.
+TEST_P(Zero, AUnitWithBucketsAtBothEndsTrainsWithTheSameBits) {
+    std::vector<int64_t> units = Network(GetParam()).units;
+    for (int64_t& unit : units) unit = unit <= 0 || unit == kLayers - 1 ? -1 : 1;
+    const std::vector<Tensor> expected = train(world.communicator(), GetParam(), {}, 1);
+    for (const size_t bucket : {size_t{1}, size_t{9000}}) {
+        const std::vector<Tensor> values =
+            train(world.communicator(), GetParam(), {.bucket_bytes = bucket, .stage = 3, .units = units}, 1);
+        for (size_t i = 0; i < values.size(); ++i)
+            ASSERT_TRUE(same_bits(values[i], expected[i])) << "bucket " << bucket << " parameter " << i;
     }
 }
 

@@ -36,7 +36,8 @@ struct Collective {
     NcclCall alone;
     std::function<void(Communicator&, const Buffers&)> run;
     double (*factor)(double ranks);
-    bool exposed = false;
+    Tensor Buffers::*exposed = nullptr;  // what it needs exposed
+    size_t least_bytes = 0;              // of that: with less it goes another way
 };
 
 const std::vector<Collective>& collectives() {
@@ -62,10 +63,10 @@ const std::vector<Collective>& collectives() {
          [](double) { return 1.0; }},
         {"all_reduce, exposed", NcclCall::none,
          [](Communicator& c, const Buffers& b) { c.all_reduce(b.exposed_whole); },
-         [](double ranks) { return 2 * most(ranks); }, true},
+         [](double ranks) { return 2 * most(ranks); }, &Buffers::exposed_whole, size_t{4} << 20},
         {"all_gather, exposed", NcclCall::none,
          [](Communicator& c, const Buffers& b) { c.all_gather(b.exposed_part, b.whole); },
-         [](double ranks) { return most(ranks); }, true}};
+         [](double ranks) { return most(ranks); }, &Buffers::exposed_part, size_t{1} << 20}};
     return all;
 }
 
@@ -96,11 +97,14 @@ void measure(Communicator& ranks, const Options& options, DType dtype, const Dev
         const Buffers buffers{Tensor::zeros({count}, dtype, device), Tensor::zeros({share}, dtype, device),
                               Tensor::zeros({count}, dtype, device), Tensor::zeros({count}, dtype, device),
                               Tensor::zeros({share}, dtype, device)};
-        const std::shared_ptr<void> exposed = ranks.expose({buffers.exposed_whole, buffers.exposed_part});
+        const std::shared_ptr<void> whole = ranks.expose({buffers.exposed_whole}),
+                                    part = ranks.expose({buffers.exposed_part});
         const auto bytes = static_cast<double>(buffers.whole.bytes());
         const int64_t in_a_row = std::clamp<int64_t>(static_cast<int64_t>(64e6 / bytes), 2, 20);
         for (const Collective& collective : collectives()) {
-            if (collective.exposed && !exposed) continue;
+            if (collective.exposed && (!(collective.exposed == &Buffers::exposed_whole ? whole : part) ||
+                                       (buffers.*collective.exposed).bytes() < collective.least_bytes))
+                continue;
             const double seconds = seconds_per_call(
                 ranks, stream, [&] { collective.run(ranks, buffers); }, options.repeats, in_a_row);
             const double bus = collective.factor(ranks.size()) * bytes / 1e9;
