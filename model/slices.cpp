@@ -15,10 +15,8 @@ public:
     Cutter(const ops::TokenLayout& layout, int64_t most) : layout_(layout), most_(most) {}
 
     LayerSlices cut() {
-        const bool packed = layout_.cu_seqlens.defined();
-        const int64_t sequences = layout_.sequences();
-        for (int64_t i = 0; i < sequences; ++i) {
-            const int64_t begin = packed ? border(i) : i * layout_.length, end = end_of(i);
+        for (int64_t i = 0; i < layout_.sequences(); ++i) {
+            const int64_t begin = i == 0 ? 0 : end_of(i - 1), end = end_of(i);
             if (end - done() > most_) close();
             if (end - begin > most_)
                 pieces(begin, end);
@@ -50,9 +48,9 @@ public:
 
 private:
     int64_t end_of(int64_t i) const {
-        return layout_.cu_seqlens.defined() ? border(i + 1) : (i + 1) * layout_.length;
+        return layout_.cu_seqlens.defined() ? (*layout_.borders)[static_cast<size_t>(i) + 1]
+                                            : (i + 1) * layout_.length;
     }
-    int64_t border(int64_t i) const { return (*layout_.borders)[static_cast<size_t>(i)]; }
     int64_t done() const {
         return result_.size() == 0 ? 0 : result_.rows.back().begin + result_.rows.back().rows;
     }
@@ -97,10 +95,6 @@ private:
     std::vector<int64_t> run_;  // ends of the whole sequences of the slice in the making
     LayerSlices result_;
 };
-
-}  // namespace
-
-namespace {
 
 LayerSlices whole(const ops::TokenLayout& layout) {
     return {.rows = {{.begin = 0, .rows = layout.tokens()}}, .layouts = {layout}};

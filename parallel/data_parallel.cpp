@@ -49,7 +49,6 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
         if (stage_ >= 2) give_back(bucket);
         buckets_.push_back(std::move(bucket));
     }
-    first_.assign(buckets_.size(), false);
     if (stage_ > 0) gatherer_ = std::make_unique<ParameterGatherer>(ranks_, stage_ == 3);
     for (size_t b = 0; b < buckets_.size(); ++b)
         for (const BucketPlace& place : buckets_[b].plan.places) {
@@ -83,7 +82,7 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
         for (const size_t b : units[unit]) {
             move_values(buckets_[b]);
             buffers.push_back({buckets_[b].value_share, buckets_[b].values});
-            first_[b] = number < ParameterGatherer::kFirstUnits;
+            buckets_[b].first = number < ParameterGatherer::kFirstUnits;
         }
         gatherer_->add_unit(std::move(buffers));
         ++number;
@@ -221,8 +220,7 @@ std::vector<OwnedRange> DataParallel::ranges(const Bucket& bucket, int rank, boo
         const int64_t at = range.offset - first;
         result.push_back({range.parameter, range.start, range.count,
                           values.defined() ? values.narrow(0, at, range.count) : Tensor(),
-                          gradients.narrow(0, at, range.count), bool{first_[bucket_of_[range.parameter]]},
-                          &bucket == &buckets_.back()});
+                          gradients.narrow(0, at, range.count), bucket.first, &bucket == &buckets_.back()});
     }
     return result;
 }

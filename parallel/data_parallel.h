@@ -97,6 +97,7 @@ private:
         Tensor values;          // from stage 1 on
         Tensor value_share;     // this rank's part: of `values`, or at stage 3 its own memory
         Tensor rounded;  // in flight as bf16: the sums that come, those of `gradient_share` from stage 1 on
+        bool first = false;  // of the units that the forward pass begins with
         size_t missing = 0;  // gradients not complete yet
         Pending work;
     };
@@ -116,7 +117,6 @@ private:
     bool reduce_in_bf16_;
     std::vector<Bucket> buckets_;
     std::vector<size_t> bucket_of_;  // by parameter
-    std::vector<bool> first_;        // by bucket: of the units that the forward pass begins with
     std::vector<bool> ready_;        // by parameter
     std::unique_ptr<ParameterGatherer> gatherer_;
     std::shared_ptr<void> exposed_;  // at stage 0, the gradients

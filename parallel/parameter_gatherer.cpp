@@ -106,12 +106,16 @@ void ParameterGatherer::touch(size_t unit) {
     if (next != unit) gather(next);
 }
 
+void ParameterGatherer::outdate(size_t unit) {
+    unwatch(unit);
+    if (units_[unit].present) give_back(unit);
+}
+
 void ParameterGatherer::refresh_first() {
     for (size_t u = 0; u < units_.size(); ++u) {
         const bool first = u < kFirstUnits;
         if (!first && !evict_) continue;  // the shares lie in it
-        unwatch(u);
-        if (units_[u].present) give_back(u);
+        outdate(u);
         if (first)
             gather(u);
         else
@@ -122,8 +126,7 @@ void ParameterGatherer::refresh_first() {
 
 void ParameterGatherer::refresh() {
     for (size_t u = first_done_ ? kFirstUnits : 0; u < units_.size(); ++u) {
-        unwatch(u);
-        if (units_[u].present) give_back(u);
+        outdate(u);
         watch(u);
     }
     first_done_ = false;

@@ -48,7 +48,8 @@ private:
     void gather(size_t unit);
     void wait(size_t unit);
     void give_back(size_t unit);
-    void watch(size_t unit);  // touch() at its next use
+    void outdate(size_t unit);  // what was gathered counts no longer
+    void watch(size_t unit);    // touch() at its next use
     void unwatch(size_t unit);
     size_t follower(size_t unit);
 

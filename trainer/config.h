@@ -35,7 +35,8 @@ struct DataConfig {
 };
 
 enum class Recompute { none, selective, full };
-enum class StepGraphMode { automatic, on, off };
+// `automatic`: where it pays.
+enum class Switch { automatic, on, off };
 
 struct TrainerConfig {
     int64_t steps = 1000;
@@ -48,7 +49,7 @@ struct TrainerConfig {
     int64_t global_batch = 8;  // sequences per update over all ranks
     Recompute recompute = Recompute::selective;
     int64_t recompute_slice = 0;  // tokens of a layer handled at one time with `full`; 0: all
-    StepGraphMode step_graph = StepGraphMode::automatic;
+    Switch step_graph = Switch::automatic;
     double clip_grad_norm = 1.0;  // 0: no clipping
     double z_loss = 0.0;
     int64_t eval_every = 0;         // steps; 0: only at the end
@@ -89,9 +90,6 @@ struct CheckpointConfig {
 // What gradients are between ranks: as they are, or rounded to bf16.
 enum class GradientType { f32, bf16 };
 
-// Halves of a micro-batch in turn: where it pays (`auto`), or as said.
-enum class TwoBatchOverlap { automatic, on, off };
-
 struct ParallelConfig {
     int64_t tp = 1, cp = 1, pp = 1;  // data parallelism takes the remaining ranks
     int64_t virtual_stages = 1;      // per pipeline rank
@@ -102,7 +100,7 @@ struct ParallelConfig {
     CopyEngineGroups copy_engines = CopyEngineGroups::pairs;
     bool sequence_scatter = false;  // tokens between blocks, over tp
     int64_t overlap_chunks = 0;     // of a tensor-parallel collective; 0: what pays
-    TwoBatchOverlap two_batch_overlap = TwoBatchOverlap::automatic;
+    Switch two_batch_overlap = Switch::automatic;
     bool hierarchical = true;
     bool operator==(const ParallelConfig&) const = default;
 };
@@ -163,15 +161,13 @@ std::string config_markdown();
 template <>
 std::span<const EnumName<Recompute>> enum_names();
 template <>
-std::span<const EnumName<StepGraphMode>> enum_names();
+std::span<const EnumName<Switch>> enum_names();
 template <>
 std::span<const EnumName<ScheduleType>> enum_names();
 template <>
 std::span<const EnumName<GradientType>> enum_names();
 template <>
 std::span<const EnumName<CopyEngineGroups>> enum_names();
-template <>
-std::span<const EnumName<TwoBatchOverlap>> enum_names();
 template <>
 std::span<const EnumName<DeviceType>> enum_names();
 template <>

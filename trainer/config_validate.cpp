@@ -116,8 +116,7 @@ Layout layout_of(const Config& config, int64_t ranks) {
         "trainer.recompute_slice=0 or parallel.sequence_scatter=false",
         trainer.recompute_slice, tokens);
     LEVIN_REQUIRE(
-        parallel.two_batch_overlap != TwoBatchOverlap::on || (layout.tp > 1 && has_two_batches(config)),
-        where,
+        parallel.two_batch_overlap != Switch::on || (layout.tp > 1 && has_two_batches(config)), where,
         "parallel.two_batch_overlap is on with parallel.tp {}, parallel.cp {}, parallel.sequence_scatter {}, "
         "trainer.recompute {} and trainer.micro_batch {}: halves of a micro-batch take turns where tp is 2 "
         "or more, cp 1, tokens are not scattered, layers not recomputed as a whole, and a micro-batch has "

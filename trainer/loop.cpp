@@ -75,8 +75,8 @@ TensorParallelOptions tensor_parallel_options(const Config& config, const Mesh& 
     TensorParallelOptions options{.sequence_scatter = parallel.sequence_scatter};
     const bool over_nccl = config.trainer.device == DeviceType::cuda && mesh.tp()->size() > 1 && !free;
     options.two_batches =
-        parallel.two_batch_overlap == TwoBatchOverlap::on ||
-        (parallel.two_batch_overlap == TwoBatchOverlap::automatic && over_nccl && has_two_batches(config));
+        parallel.two_batch_overlap == Switch::on ||
+        (parallel.two_batch_overlap == Switch::automatic && over_nccl && has_two_batches(config));
     options.overlap_chunks = parallel.overlap_chunks > 0    ? parallel.overlap_chunks
                              : free && !options.two_batches ? 4
                                                             : 1;
@@ -474,7 +474,7 @@ private:
 TrainingEnd train(const Config& config, World& world) {
     validate_for_training(config);
     validate_batch(config, layout_of(config, world.size()).dp);
-    if (config.trainer.step_graph == StepGraphMode::on) {
+    if (config.trainer.step_graph == Switch::on) {
         const std::string obstacle = step_graph_obstacle(config, config.trainer.device, world.size());
         LEVIN_REQUIRE(obstacle.empty(), "config", "trainer.step_graph is on, but {}", obstacle);
     }

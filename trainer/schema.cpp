@@ -14,15 +14,12 @@ namespace levin {
     }
 LEVIN_ENUM_NAMES(Recompute, {Recompute::none, "none"}, {Recompute::selective, "selective"},
                  {Recompute::full, "full"})
-LEVIN_ENUM_NAMES(StepGraphMode, {StepGraphMode::automatic, "auto"}, {StepGraphMode::on, "on"},
-                 {StepGraphMode::off, "off"})
+LEVIN_ENUM_NAMES(Switch, {Switch::automatic, "auto"}, {Switch::on, "on"}, {Switch::off, "off"})
 LEVIN_ENUM_NAMES(ScheduleType, {ScheduleType::cosine, "cosine"}, {ScheduleType::linear, "linear"},
                  {ScheduleType::constant, "constant"}, {ScheduleType::wsd, "wsd"})
 LEVIN_ENUM_NAMES(GradientType, {GradientType::f32, "f32"}, {GradientType::bf16, "bf16"})
 LEVIN_ENUM_NAMES(CopyEngineGroups, {CopyEngineGroups::none, "none"}, {CopyEngineGroups::pairs, "pairs"},
                  {CopyEngineGroups::all, "all"})
-LEVIN_ENUM_NAMES(TwoBatchOverlap, {TwoBatchOverlap::automatic, "auto"}, {TwoBatchOverlap::on, "on"},
-                 {TwoBatchOverlap::off, "off"})
 LEVIN_ENUM_NAMES(DeviceType, {DeviceType::cpu, "cpu"}, {DeviceType::cuda, "cuda"})
 LEVIN_ENUM_NAMES(DType, {DType::f32, "f32"}, {DType::bf16, "bf16"}, {DType::f64, "f64"})
 
@@ -232,7 +229,7 @@ void add_trainer(std::vector<SchemaKey>& keys) {
         "else pieces of one, which softmax layers and `parallel.sequence_scatter` do not take. With "
         "`parallel.cp` so many on each rank. Exact; the gradients' sums are rounded in another order. 0: all "
         "tokens.");
-    KEY(trainer, step_graph, choice<StepGraphMode>,
+    KEY(trainer, step_graph, choice<Switch>,
         "Forward and backward of a micro-batch recorded as a CUDA graph and launched as a whole: faster for "
         "small "
         "models, whose kernels are shorter than the host takes to launch them. The results are the same to "
@@ -316,7 +313,7 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "while "
         "the next one is multiplied. 0: 4 between two GPUs whose copy engines carry them (1 with "
         "`two_batch_overlap`), else 1.");
-    KEY(parallel, two_batch_overlap, choice<TwoBatchOverlap>,
+    KEY(parallel, two_batch_overlap, choice<Switch>,
         "A micro-batch goes through the tensor-parallel layers as two halves of whole sequences (or packed "
         "documents), block by block in turn, so that the sum which ends a block of one half travels during a "
         "block of the other. Needs two sequences or more; not with `cp`, `sequence_scatter` or "

@@ -34,9 +34,8 @@ std::vector<const void*> addresses_of(const std::vector<Variable>& parameters) {
 
 bool wants_step_graph(const Config& config, const Device& device, int64_t ranks, double flops_per_second) {
     const TrainerConfig& t = config.trainer;
-    if (t.step_graph == StepGraphMode::off || !step_graph_obstacle(config, device.type, ranks).empty())
-        return false;
-    if (t.step_graph == StepGraphMode::on) return true;
+    if (t.step_graph == Switch::off || !step_graph_obstacle(config, device.type, ranks).empty()) return false;
+    if (t.step_graph == Switch::on) return true;
     // The host queues some 40 kernels a layer and pass, in about 4 us each. The device needs for them at
     // least the time of their arithmetic at half its peak. Where that is several times the host's time, the
     // host is always ahead, and memory set aside (which an evaluation cannot use) buys little.

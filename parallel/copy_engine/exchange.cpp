@@ -293,8 +293,7 @@ void Exchange::reduce_scatter(const Tensor& whole, const Tensor& part, cudaEvent
 void Exchange::all_gather(const Tensor& part, const Tensor& whole, cudaEvent_t ready) {
     begin(ready, {Queue::gather_out, Queue::copies});
     const auto* exposed = this->exposed(part);
-    run(exposed ? schedule_.all_gather_exposed(part.bytes()) : schedule_.all_gather(part.bytes()), part,
-        whole, {}, exposed);
+    run(schedule_.all_gather(part.bytes(), exposed), part, whole, {}, exposed);
     char* own = bytes_of(whole) + static_cast<size_t>(ranks_.rank()) * part.bytes();
     if (own != bytes_of(part)) copy(stream(Queue::gather_out), own, bytes_of(part), part.bytes());
 }

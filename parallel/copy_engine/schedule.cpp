@@ -217,20 +217,17 @@ Steps Schedule::reduce_scatter(size_t share) {
     return steps;
 }
 
-Steps Schedule::all_gather(size_t share) {
+Steps Schedule::all_gather(size_t share, bool exposed) {
+    const size_t whole = share * static_cast<size_t>(window_.ranks);
+    Steps steps;
+    if (exposed) {
+        pull(steps, {share, whole, share}, 0, false);
+        end_pulls(steps);
+        return steps;
+    }
     const size_t largest = window_.ring[static_cast<size_t>(Kind::gather)] / 4;
-    const Pieces pieces{share, share * static_cast<size_t>(window_.ranks),
-                        std::clamp(round_up(share / 4, kAlignment), kSmallestChunk, largest)};
-    Steps steps;
+    const Pieces pieces{share, whole, std::clamp(round_up(share / 4, kAlignment), kSmallestChunk, largest)};
     for (size_t c = 0; c < pieces.count(); ++c) gather(steps, pieces, c, pieces.begin(rank_, 0));
-    return steps;
-}
-
-Steps Schedule::all_gather_exposed(size_t share) {
-    const Pieces pieces{share, share * static_cast<size_t>(window_.ranks), share};
-    Steps steps;
-    pull(steps, pieces, 0, false);
-    end_pulls(steps);
     return steps;
 }
 

@@ -76,9 +76,8 @@ public:
     // Source: ranks * share bytes; target: share bytes.
     Steps reduce_scatter(size_t share);
     // Source: share bytes; target: ranks * share bytes, of which the own share is left to the caller.
-    Steps all_gather(size_t share);
-    // The same for sources that the peers can read; a rank's may change again when its steps have ended.
-    Steps all_gather_exposed(size_t share);
+    // `exposed`: the peers can read the source, which may change again when its rank's steps have ended.
+    Steps all_gather(size_t share, bool exposed = false);
     // all_reduce of two ranks in two halves: out now, and later, in the queue `user`, the sums. The later
     // halves come in the order of the first ones.
     struct Swap {

@@ -3,18 +3,15 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <numeric>
 
 #include "core/ops.h"
+#include "tests/device.h"
 
 namespace levin {
 namespace {
 
-Device device() {
-    const char* name = std::getenv("LEVIN_TEST_DEVICE");
-    return name && std::string(name) == "cuda" ? Device{DeviceType::cuda, 0} : Device{};
-}
+using test::device;
 
 // Work that keeps a GPU busy for some milliseconds.
 void keep_busy() {

@@ -17,13 +17,11 @@
 #include "kernels/base/error.h"
 #include "kernels/base/stream.h"
 #include "kernels/device_memory.h"
+#include "tests/device.h"
 
 namespace levin::kernels::test {
 
-inline Device device() {
-    const char* name = std::getenv("LEVIN_TEST_DEVICE");
-    return name && std::string(name) == "cuda" ? Device{DeviceType::cuda, 0} : Device{};
-}
+using levin::test::device;
 inline Stream stream() { return default_stream(device()); }
 
 // Owns memory on the device under test. Values go in and out as double; narrowing rounds to nearest even.

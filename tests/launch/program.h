@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/device.h"
 #include "tests/trainer/temporary_folder.h"
 
 namespace levin::testing {
@@ -57,19 +58,15 @@ inline std::string make_shard(const TemporaryFolder& folder, const std::string& 
     return folder / name;
 }
 
-inline bool on_gpu() {
-    const char* device = std::getenv("LEVIN_TEST_DEVICE");
-    return device && std::string(device) == "cuda";
-}
+using test::on_gpu;
 
 // Training of the tiny model into folder/run, on the device that LEVIN_TEST_DEVICE names.
 inline std::string train(const TemporaryFolder& folder, const std::string& run, const std::string& settings) {
-    const char* device = std::getenv("LEVIN_TEST_DEVICE");
     return levin() + " train " + source_folder() + "/configs/tiny.yaml run.folder=" + (folder / run) +
            " data.train=" + (folder / "text") +
            " trainer.sequence_length=64 trainer.micro_batch=2 trainer.global_batch=4 log.report=false "
            "log.tensorboard=false " +
-           (device ? "trainer.device=" + std::string(device) + " " : "") + settings;
+           (on_gpu() ? "trainer.device=cuda " : "") + settings;
 }
 
 inline std::vector<std::string> lines(const std::string& path) {

@@ -5,17 +5,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 
+#include "tests/device.h"
 #include "tests/model/variants.h"
 
 namespace levin {
 namespace {
 
-Device device() {
-    const char* name = std::getenv("LEVIN_TEST_DEVICE");
-    return name && std::string(name) == "cuda" ? Device{DeviceType::cuda, 0} : Device{};
-}
+using test::device;
 
 Tensor tokens_at(int64_t batch, int64_t step) {
     std::vector<int32_t> ids;

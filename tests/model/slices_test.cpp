@@ -9,6 +9,7 @@
 
 #include "model/language_model.h"
 #include "parallel/context_parallel/chunks.h"
+#include "tests/device.h"
 #include "tests/model/compare.h"
 #include "tests/model/variants.h"
 
@@ -17,10 +18,7 @@ namespace {
 
 using test::relative_error;
 
-Device device() {
-    const char* name = std::getenv("LEVIN_TEST_DEVICE");
-    return name && std::string(name) == "cuda" ? Device{DeviceType::cuda, 0} : Device{};
-}
+using test::device;
 
 Tensor ids(int64_t count, const char* name = "ids") { return test::ids(count, name, device()); }
 

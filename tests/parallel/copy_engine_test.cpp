@@ -187,7 +187,7 @@ TEST_P(CopyEngine, EveryOrderOfStepsGivesTheSumsInRankOrder) {
                 return s.all_reduce((count + 5) * sizeof(int64_t), 8);
             }));
             calls.push_back(call(host, exposed, pulled,
-                                 [&](Schedule& s) { return s.all_gather_exposed(count * sizeof(int64_t)); }));
+                                 [&](Schedule& s) { return s.all_gather(count * sizeof(int64_t), true); }));
             calls.push_back(call(host, read, read, [&](Schedule& s) {
                 return s.all_reduce(read[0].size() * sizeof(int64_t), 8, true);
             }));

@@ -3,10 +3,10 @@
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <optional>
 
 #include "core/random.h"
+#include "tests/device.h"
 #include "tests/model/variants.h"
 #include "trainer/optimizer.h"
 #include "trainer/passes.h"
@@ -14,10 +14,7 @@
 namespace levin {
 namespace {
 
-Device device() {
-    const char* name = std::getenv("LEVIN_TEST_DEVICE");
-    return name && std::string(name) == "cuda" ? Device{DeviceType::cuda, 0} : Device{};
-}
+using test::device;
 
 DeviceBatch random_batch(const ModelConfig& config, int64_t batch, int64_t length, int64_t number) {
     const Random random(static_cast<uint64_t>(number), "batch");

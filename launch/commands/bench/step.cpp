@@ -171,7 +171,7 @@ private:
 // Which ways of launching the passes to measure: with a graph or without.
 std::vector<bool> ways(const Options& options, const Config& config, const Device& device,
                        const DevicePeak& peak) {
-    const bool asked = options.compare_graph || config.trainer.step_graph == StepGraphMode::on;
+    const bool asked = options.compare_graph || config.trainer.step_graph == Switch::on;
     const std::string obstacle = step_graph_obstacle(config, device.type, 1);
     LEVIN_REQUIRE(!asked || obstacle.empty(), "bench step", "{}, but {}",
                   options.compare_graph ? "--compare-graph is given" : "trainer.step_graph is on", obstacle);
