@@ -58,6 +58,7 @@ struct Node {
         size_t output;
         Variable leaf;
         std::function<void(Tensor&, double, const Tensor&)> form;
+        Forms forms;
     };
     std::vector<Waiting> waiting;
     std::vector<Tensor> values;                 // of the outputs, formed again
@@ -180,8 +181,9 @@ public:
                 LEVIN_CHECK(value.defined(), "autograd", "{} did not form its output {} again", node->op,
                             waiting.output);
                 const OpScope scope(node->op, true);
-                accumulate_gradient(waiting.leaf,
-                                    [&](Tensor& target, double beta) { waiting.form(target, beta, value); });
+                accumulate_gradient(
+                    waiting.leaf, [&](Tensor& target, double beta) { waiting.form(target, beta, value); },
+                    waiting.forms);
                 waiting.form = nullptr;
                 used(waiting.leaf);
             }
@@ -241,6 +243,9 @@ const Tensor& Variable::gradient() const {
     static const Tensor none;
     return state_->fresh ? none : state_->gradient;
 }
+DType Variable::gradient_type() const {
+    return state_->gradient.defined() ? state_->gradient.dtype() : accumulator_of(dtype());
+}
 void Variable::clear_gradient() { state_->fresh = true; }
 void Variable::set_gradient_written() {
     LEVIN_CHECK(state_->gradient.defined(), "autograd", "no gradient of {} was ever formed",
@@ -248,9 +253,12 @@ void Variable::set_gradient_written() {
     state_->fresh = false;
 }
 void Variable::set_gradient_buffer(Tensor buffer) {
+    const bool right_type = buffer.dtype() == accumulator_of(dtype()) || buffer.dtype() == dtype();
     LEVIN_CHECK(
-        buffer.shape() == shape() && buffer.dtype() == accumulator_of(dtype()) && buffer.is_contiguous(),
-        "autograd", "a gradient buffer must be contiguous, of the value's shape, in its accumulator type");
+        buffer.shape() == shape() && right_type && buffer.is_contiguous(), "autograd",
+        "a gradient buffer of a {} {} must be contiguous, of its shape, in its accumulator type or its "
+        "own; this is {} {}",
+        to_string(dtype()), to_string(shape()), to_string(buffer.dtype()), to_string(buffer.shape()));
     state_->gradient = std::move(buffer);
     state_->fresh = true;
 }
@@ -291,35 +299,39 @@ void Gradients::add(size_t input, Tensor gradient) {
     const Edge& edge = node_.inputs[input];
     if (!edge.wanted()) return;
     if (edge.node) return edge.node->receive(edge.output, gradient.to(edge.dtype));
-    accumulate(input, [&](Tensor& target, double beta) {
-        const Tensor term = gradient.contiguous().to(target.dtype());
-        kernels::add(target.stream(), {.count = target.count(),
-                                       .dtype = target.dtype(),
-                                       .alpha = 1,
-                                       .a = term.data(),
-                                       .beta = beta,
-                                       .b = beta == 0 ? nullptr : target.data(),
-                                       .y = target.data()});
-    });
+    accumulate(
+        input,
+        [&](Tensor& target, double beta) {
+            const Tensor term = gradient.contiguous().to(target.dtype());
+            kernels::add(target.stream(), {.count = target.count(),
+                                           .dtype = target.dtype(),
+                                           .alpha = 1,
+                                           .a = term.data(),
+                                           .beta = beta,
+                                           .b = beta == 0 ? nullptr : target.data(),
+                                           .y = target.data()});
+        },
+        Forms::either);
 }
 
-void Gradients::accumulate(size_t input, const std::function<void(Tensor&, double)>& form) {
+void Gradients::accumulate(size_t input, const std::function<void(Tensor&, double)>& form, Forms forms) {
     const Edge& edge = node_.inputs[input];
     if (!edge.wanted()) return;
-    if (!edge.node) return accumulate_gradient(edge.leaf, form);
+    if (!edge.node) return accumulate_gradient(edge.leaf, form, forms);
     Tensor sum = Tensor::empty(edge.shape, accumulator_of(edge.dtype), edge.device);
     form(sum, 0);
     edge.node->receive(edge.output, sum.to(edge.dtype));
 }
 
 void Gradients::accumulate(size_t input, const Saved& saved,
-                           std::function<void(Tensor&, double, const Tensor&)> form) {
+                           std::function<void(Tensor&, double, const Tensor&)> form, Forms forms) {
     if (!wanted(input)) return;
     if (saved.value_.defined())
-        return accumulate(input, [&](Tensor& target, double beta) { form(target, beta, saved.value_); });
+        return accumulate(
+            input, [&](Tensor& target, double beta) { form(target, beta, saved.value_); }, forms);
     const Edge& source = node_.inputs[saved.input_];
     const Variable& leaf = node_.inputs[input].leaf;
-    source.node->waiting.push_back({source.output, leaf, std::move(form)});
+    source.node->waiting.push_back({source.output, leaf, std::move(form), forms});
     node_.handed_onward.push_back(&Graph::state(leaf));
 }
 
@@ -405,13 +417,24 @@ std::vector<Variable> record_slices(const char* op, const Variable& input, std::
     return results;
 }
 
-void accumulate_gradient(const Variable& leaf, const std::function<void(Tensor&, double)>& form) {
+void accumulate_gradient(const Variable& leaf, const std::function<void(Tensor&, double)>& form,
+                         Forms forms) {
     VariableState& s = Graph::state(leaf);
-    if (!s.gradient.defined()) {
-        MemoryScope scope(MemoryCategory::gradients);
-        s.gradient = Tensor::empty(s.value.shape(), accumulator_of(s.value.dtype()), s.value.device());
+    const DType wide = accumulator_of(s.value.dtype());
+    const auto make = [&] {
+        const MemoryScope scope(MemoryCategory::gradients);
+        return Tensor::empty(s.value.shape(), wide, s.value.device());
+    };
+    if (!s.gradient.defined()) s.gradient = make();
+    const double beta = s.fresh ? 0 : 1;
+    if (forms == Forms::either || s.gradient.dtype() == wide) {
+        form(s.gradient, beta);
+    } else {
+        Tensor sum = make();
+        if (!s.fresh) sum.copy_from(s.gradient);
+        form(sum, beta);
+        s.gradient.copy_from(sum);
     }
-    form(s.gradient, s.fresh ? 0 : 1);
     s.fresh = false;
 }
 

@@ -8,7 +8,8 @@
 //
 // Gradients of leaves (parameters) are kept in the accumulator type of the value (f32 for bf16) and are
 // formed in place by the kernels (GEMM with beta = 1): no temporary per parameter, and accumulation over
-// micro-batches is exact.
+// micro-batches is exact. Whoever owns the memory of a gradient may have it in the value's own type instead,
+// where there is nothing to accumulate.
 #pragma once
 
 #include <functional>
@@ -25,6 +26,10 @@ namespace detail {
 struct VariableState;
 struct Node;
 }  // namespace detail
+
+// What a function that forms the gradient of a leaf can write: the accumulator type alone, or the value's
+// type as well, rounded once (matrix products).
+enum class Forms { accumulator, either };
 
 class Variable {
 public:
@@ -44,16 +49,18 @@ public:
     // leaf.
     void set_value(Tensor value);
 
-    // Leaves: the accumulated gradient (accumulator type, shape of the value); undefined before the first
-    // backward and after clear_gradient().
+    // Leaves: the accumulated gradient (accumulator type unless set_gradient_buffer() gave another, shape of
+    // the value); undefined before the first backward and after clear_gradient().
     const Tensor& gradient() const;
+    DType gradient_type() const;
     // Forgets the gradient but keeps its memory: the next contribution overwrites it (beta = 0), nothing is
     // zeroed.
     void clear_gradient();
     // The gradient's memory holds a contribution that came another way than through backward(): recorded work
     // that was launched again.
     void set_gradient_written();
-    // Makes gradient() be this tensor (a view into a bucket); its contents count as cleared.
+    // Makes gradient() be this tensor (a view into a bucket); its contents count as cleared. In the
+    // accumulator type, or in the value's: then every contribution is rounded, so there should be one.
     void set_gradient_buffer(Tensor buffer);
     // Called at the end of every backward() pass in which this leaf took part, as soon as its gradient of
     // that pass is complete, while the rest of the pass still runs (data parallelism starts reducing here).
@@ -99,13 +106,16 @@ public:
     // for leaves whose accumulator type differs; use accumulate() there.
     void add(size_t input, Tensor gradient);
     // For gradients a kernel can sum in place: form(target, beta) must set target = beta * target + gradient,
-    // with target contiguous in the accumulator type and the input's shape. The natural way for parameters.
-    void accumulate(size_t input, const std::function<void(Tensor& target, double beta)>& form);
+    // with target contiguous, in the input's shape and in a type that it `forms`. The natural way for
+    // parameters.
+    void accumulate(size_t input, const std::function<void(Tensor& target, double beta)>& form,
+                    Forms forms = Forms::accumulator);
     // The same for a gradient that needs a value the op saved: `form` gets it. Called now, or, where the
     // value was not kept, after the backward function of the op that forms it again (which is always still to
     // come).
     void accumulate(size_t input, const Saved& saved,
-                    std::function<void(Tensor& target, double beta, const Tensor& value)> form);
+                    std::function<void(Tensor& target, double beta, const Tensor& value)> form,
+                    Forms forms = Forms::accumulator);
 
     // For ops with set_formed_again: whether a consumer waits for the value of this output. If so, the
     // backward function must form it and hand it over.
@@ -138,8 +148,9 @@ Variable record_loss(const char* op, std::vector<Variable> inputs, Tensor loss,
 std::vector<Variable> record_slices(const char* op, const Variable& input, std::vector<Tensor> outputs);
 
 // Adds to the gradient of a leaf outside of backward(), for ops that form gradients in their forward pass;
-// `form` as in Gradients::accumulate.
-void accumulate_gradient(const Variable& leaf, const std::function<void(Tensor& target, double beta)>& form);
+// `form` and `forms` as in Gradients::accumulate.
+void accumulate_gradient(const Variable& leaf, const std::function<void(Tensor& target, double beta)>& form,
+                         Forms forms = Forms::accumulator);
 
 // Runs the graph backward from `root`, with gradient one for a root of one element, or `seed`. Leaves that
 // take part accumulate. Nodes run in the reverse of their creation.

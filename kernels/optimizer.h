@@ -6,8 +6,8 @@
 namespace levin::kernels {
 
 // One parameter: `master` is acc and holds the truth; `model` (may be nullptr) is its bf16 copy, rewritten
-// after the update. grad, m, v are acc. With `remainder` the truth is split between model and remainder
-// (SplitMaster), acc is f32 and master is nullptr.
+// after the update. grad, m, v are acc (grad bf16 with AdamW::bf16_gradients). With `remainder` the truth is
+// split between model and remainder (SplitMaster), acc is f32 and master is nullptr.
 struct AdamWTensor {
     int64_t count;
     void* master;
@@ -60,6 +60,7 @@ struct AdamW {
     double learning_rate, beta1, beta2, eps;
     int64_t step;
     const void* grad_scale_pointer;
+    bool bf16_gradients = false;  // acc is f32 then: the same results as from these gradients in f32
 };
 void adamw(const Stream& stream, const AdamW& args);
 

@@ -15,21 +15,23 @@ int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit
 }  // namespace
 
 std::vector<BucketPlan> plan_buckets(const std::vector<Variable>& parameters,
+                                     const std::vector<DType>& gradient_types,
                                      const std::vector<int64_t>& units, size_t bucket_bytes, int ranks) {
     std::vector<BucketPlan> plans;
-    std::map<std::tuple<DType, int64_t, int, int>, size_t> open;  // the bucket that still takes more, by kind
+    std::map<std::tuple<DType, DType, int64_t, int, int>, size_t>
+        open;  // the bucket that still takes more, by kind
     for (size_t i = parameters.size(); i-- > 0;) {
         const Variable& parameter = parameters[i];
         LEVIN_CHECK(parameter.is_leaf() && parameter.requires_grad(), "data parallel",
                     "parameter {} is no leaf that needs a gradient", i);
-        const DType gradient = accumulator_of(parameter.dtype());
+        const DType gradient = gradient_types[i];
         const Device& device = parameter.value().device();
         const int64_t unit = units.empty() ? 0 : units[i];
         // A cache line of the narrower type: values and gradients share the layout.
         const auto width = static_cast<int64_t>(std::min(size_of(gradient), size_of(parameter.dtype())));
         const int64_t line = kAlignment / width;
         const int64_t count = round_up(parameter.value().count(), line);
-        const std::tuple kind{parameter.dtype(), unit, static_cast<int>(device.type), device.index};
+        const std::tuple kind{parameter.dtype(), gradient, unit, static_cast<int>(device.type), device.index};
         const auto found = open.find(kind);
         const bool fits =
             found != open.end() &&

@@ -22,9 +22,10 @@ struct BucketPlan {
 };
 
 // Buckets in the order backward completes them (the reverse of the parameters). A bucket holds about
-// `bucket_bytes` of gradients of one type and unit; a larger parameter gets its own. `units`: by parameter,
-// or empty.
+// `bucket_bytes` of gradients of one type and unit; a larger parameter gets its own. By parameter: the type
+// of its gradient, and its unit (or empty).
 std::vector<BucketPlan> plan_buckets(const std::vector<Variable>& parameters,
+                                     const std::vector<DType>& gradient_types,
                                      const std::vector<int64_t>& units, size_t bucket_bytes, int ranks);
 
 // A range of a parameter's elements.

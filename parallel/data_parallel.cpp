@@ -26,6 +26,18 @@ void add_nothing(const Variable& parameter) {
     backward(nothing);
 }
 
+// By parameter: what is formed once can be formed in the type in which it crosses.
+std::vector<DType> gradient_types(const std::vector<Variable>& parameters,
+                                  const DataParallel::Options& options) {
+    std::vector<DType> types;
+    for (size_t i = 0; i < parameters.size(); ++i) {
+        const DType type = parameters[i].dtype();
+        const bool once = i < options.formed_once.size() && options.formed_once[i];
+        types.push_back(options.reduce_in_bf16 && once && type == DType::bf16 ? type : accumulator_of(type));
+    }
+    return types;
+}
+
 }  // namespace
 
 DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Communicator> ranks,
@@ -37,7 +49,8 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
       bucket_of_(parameters_.size()),
       ready_(parameters_.size(), false) {
     LEVIN_CHECK(stage_ >= 0 && stage_ <= 3, "data parallel", "there is no stage {}", stage_);
-    for (BucketPlan& plan : plan_buckets(parameters_, stage_ == 3 ? options.units : std::vector<int64_t>{},
+    for (BucketPlan& plan : plan_buckets(parameters_, gradient_types(parameters_, options),
+                                         stage_ == 3 ? options.units : std::vector<int64_t>{},
                                          options.bucket_bytes, ranks_->size())) {
         const int64_t share = plan.count / ranks_->size();
         const MemoryScope scope(MemoryCategory::gradients);
@@ -60,8 +73,9 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
         }
     if (stage_ == 0) {
         std::vector<Tensor> gradients;
-        for (const Bucket& bucket : buckets_) gradients.push_back(bucket.gradients);
-        if (!reduce_in_bf16_) exposed_ = ranks_->expose(gradients);
+        for (const Bucket& bucket : buckets_)
+            if (!rounds(bucket)) gradients.push_back(bucket.gradients);
+        exposed_ = ranks_->expose(gradients);
         return;
     }
     // Units in the order of the forward pass, which is that of the first parameter in each. A unit may have
@@ -148,9 +162,14 @@ void DataParallel::ready(size_t parameter) {
     ranks_->progress();
 }
 
+// Its gradients cross in another type than they have.
+bool DataParallel::rounds(const Bucket& bucket) const {
+    return reduce_in_bf16_ && bucket.gradients.dtype() == DType::f32;
+}
+
 void DataParallel::start(Bucket& bucket) {
     Tensor whole = bucket.gradients, share = bucket.gradient_share;
-    if (reduce_in_bf16_ && whole.dtype() == DType::f32) {
+    if (rounds(bucket)) {
         const MemoryScope scope(MemoryCategory::gradients);
         whole = whole.to(DType::bf16);
         share = whole.narrow(0, ranks_->rank() * share.count(), share.count());

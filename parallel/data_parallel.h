@@ -13,7 +13,9 @@
 //             and given back after (parameter_gatherer.h)
 //
 // f32 gradients may cross between the ranks as bf16: half the traffic. A rank's sum over its micro-batches is
-// rounded once before; over MPI the sum of the ranks is formed in f32 and rounded once. The buckets stay f32.
+// rounded once before; over MPI the sum of the ranks is formed in f32 and rounded once. The buckets stay f32,
+// but for gradients of bf16 parameters that are formed once an update: what forms them rounds them, and
+// bucket and share are bf16, to the same sums.
 #pragma once
 
 #include <memory>
@@ -32,7 +34,7 @@ struct OwnedRange {
     size_t parameter;
     int64_t start, count;
     Tensor value;     // [count], in the parameter's type: where the new values go
-    Tensor gradient;  // [count], complete after finish()
+    Tensor gradient;  // [count], complete after finish(); in the type of its bucket
     bool first;       // the forward pass needs it first: publish_first()
     bool last;        // of the bucket that is reduced last, and whose first use may have to wait
 };
@@ -46,6 +48,8 @@ public:
         // unit.
         std::vector<int64_t> units = {};
         bool reduce_in_bf16 = false;  // f32 gradients; those in f64 stay as they are
+        // By parameter: whether its gradient is formed by one contribution an update. Empty: no.
+        std::vector<bool> formed_once = {};
     };
     // `parameters` in the order the forward pass uses them; each becomes the owner of a gradient buffer and a
     // hook. From stage 1 on their values move into buckets as well.
@@ -96,7 +100,7 @@ private:
         Tensor gradient_share;  // this rank's part: of `gradients`, or from stage 2 on its own memory
         Tensor values;          // from stage 1 on
         Tensor value_share;     // this rank's part: of `values`, or at stage 3 its own memory
-        Tensor rounded;  // in flight as bf16: the sums that come, those of `gradient_share` from stage 1 on
+        Tensor rounded;      // f32 in flight as bf16: the sums that come, of `gradient_share` from stage 1 on
         bool first = false;  // of the units that the forward pass begins with
         size_t missing = 0;  // gradients not complete yet
         Pending work;
@@ -109,6 +113,7 @@ private:
     static void on_next_use(Bucket& bucket, const std::function<void()>& action);
     void give_back(Bucket& bucket);
     void move_values(Bucket& bucket);
+    bool rounds(const Bucket& bucket) const;
     std::vector<OwnedRange> ranges(const Bucket& bucket, int rank, bool local) const;
 
     std::vector<Variable> parameters_;

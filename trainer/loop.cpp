@@ -142,9 +142,15 @@ private:
                                       .stage = stage_of(config.parallel),
                                       .units = {},
                                       .reduce_in_bf16 = config.parallel.gradient_dtype == GradientType::bf16};
+        // One micro-batch in one piece has one contribution to each gradient; a tied embedding has two.
+        const auto& t = config.trainer;
+        const bool once = t.global_batch == t.micro_batch * mesh_->layout().dp && t.recompute_slice == 0 &&
+                          !tensor_parallel_options(config, *mesh_).two_batches;
         for (Parameter& parameter : model_.parameters()) {
             variables.push_back(parameter.variable);
             options.units.push_back(parameter.spec.layer);
+            const bool tied = config.model.tie_embeddings && parameter.spec.name == "embedding";
+            options.formed_once.push_back(once && !tied);
         }
         return std::make_unique<DataParallel>(std::move(variables), mesh_->replicas(), options);
     }

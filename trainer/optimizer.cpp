@@ -35,7 +35,7 @@ Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings, DataPa
     if (ranks && ranks->stage() == 0 && model.device().is_cpu())
         for (int r = 0; r < ranks->ranks()->size(); ++r) shares_.push_back(ranks->share_of(r));
     sum_ = Tensor::zeros({1}, DType::f64, model.device());
-    last_ = Tensor::zeros({1}, DType::f64, model.device());
+    part_ = Tensor::zeros({1}, DType::f64, model.device());
     norm_ = Tensor::zeros({1}, DType::f64, model.device());
     scale_ = Tensor::zeros({1}, acc_, model.device());
 }
@@ -43,30 +43,36 @@ Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings, DataPa
 // sum_ = sum of the squares of all gradients of the model.
 void Optimizer::sum_gradients() {
     const auto sum_over = [this](const auto& ranges, const Tensor& sum) {
-        // What is reduced last is still on its way: the others first.
-        for (const bool last : {false, true}) {
+        bool begun = false;
+        const auto add = [&](bool last, DType type) {
             std::vector<const void*> pointers;
             std::vector<int64_t> counts;
             for (const auto& range : ranges) {
                 // A gradient that several ranks of the model hold alike is one rank's to count.
                 if (range.last != last || !model_.parameters()[range.parameter].counted) continue;
+                if (range.gradient.dtype() != type) continue;
                 pointers.push_back(range.gradient.data());
                 counts.push_back(range.count);
             }
-            if (last && pointers.empty()) return;
+            if (begun && pointers.empty()) return;
             kernels::sum_of_squares(sum.stream(), {.tensors = static_cast<int64_t>(pointers.size()),
                                                    .list = pointers.data(),
                                                    .counts = counts.data(),
-                                                   .dtype = acc_,
-                                                   .out = (last ? last_ : sum).template data<double>()});
-        }
-        kernels::add(sum.stream(), {.count = 1,
-                                    .dtype = DType::f64,
-                                    .alpha = 1,
-                                    .a = sum.data(),
-                                    .beta = 1,
-                                    .b = last_.data(),
-                                    .y = sum.data()});
+                                                   .dtype = type,
+                                                   .out = (begun ? part_ : sum).template data<double>()});
+            if (begun)
+                kernels::add(sum.stream(), {.count = 1,
+                                            .dtype = DType::f64,
+                                            .alpha = 1,
+                                            .a = sum.data(),
+                                            .beta = 1,
+                                            .b = part_.data(),
+                                            .y = sum.data()});
+            begun = true;
+        };
+        // What is reduced last is still on its way: the others first.
+        for (const bool last : {false, true})
+            for (const DType type : {acc_, DType::bf16}) add(last, type);
     };
     if (shares_.empty()) {
         sum_over(ranges_, sum_);
@@ -98,41 +104,48 @@ void Optimizer::step(double learning_rate) {
                                  .grad_norm = norm_.data<double>(),
                                  .acc = acc_,
                                  .grad_scale = scale_.data()});
-    // The values that the forward pass needs first travel while the others are still being updated.
-    std::vector<kernels::AdamWTensor> first, others;
-    for (const OptimizerRange& range : ranges_)
-        (range.first ? first : others)
-            .push_back(
-                {.count = range.count,
-                 .master = range.master.defined() ? range.master.data() : nullptr,
-                 .model = range.value.dtype() == acc_ ? nullptr : range.value.data(),
-                 .grad = range.gradient.data(),
-                 .m = range.m.data(),
-                 .v = range.v.data(),
-                 .weight_decay = parameters[range.parameter].spec.weight_decay ? settings_.weight_decay : 0,
-                 .remainder =
-                     range.remainder.defined() ? static_cast<uint16_t*>(range.remainder.data()) : nullptr});
     ++steps_;
-    const auto update = [&](const std::vector<kernels::AdamWTensor>& list) {
-        if (list.empty()) return;
-        kernels::adamw(stream, {.tensors = static_cast<int64_t>(list.size()),
-                                .list = list.data(),
-                                .acc = acc_,
-                                .learning_rate = learning_rate,
-                                .beta1 = settings_.beta1,
-                                .beta2 = settings_.beta2,
-                                .eps = settings_.eps,
-                                .step = steps_,
-                                .grad_scale_pointer = scale_.data()});
-    };
-    update(first);
+    // The values that the forward pass needs first travel while the others are still being updated.
+    update(true, learning_rate);
     if (ranks_) ranks_->publish_first();
-    update(others);
+    update(false, learning_rate);
     for (Parameter& parameter : parameters) parameter.variable.clear_gradient();
     if (ranks_)
         ranks_->publish();
     else
         for (OptimizerRange& range : ranges_) range.gradient = {};
+}
+
+// The ranges that are `first`, or the others.
+void Optimizer::update(bool first, double learning_rate) {
+    for (const DType type : {acc_, DType::bf16}) {
+        std::vector<kernels::AdamWTensor> list;
+        for (const OptimizerRange& range : ranges_) {
+            if (range.first != first || range.gradient.dtype() != type) continue;
+            const bool decays = model_.parameters()[range.parameter].spec.weight_decay;
+            list.push_back({.count = range.count,
+                            .master = range.master.defined() ? range.master.data() : nullptr,
+                            .model = range.value.dtype() == acc_ ? nullptr : range.value.data(),
+                            .grad = range.gradient.data(),
+                            .m = range.m.data(),
+                            .v = range.v.data(),
+                            .weight_decay = decays ? settings_.weight_decay : 0,
+                            .remainder = range.remainder.defined()
+                                             ? static_cast<uint16_t*>(range.remainder.data())
+                                             : nullptr});
+        }
+        if (list.empty()) continue;
+        kernels::adamw(scale_.stream(), {.tensors = static_cast<int64_t>(list.size()),
+                                         .list = list.data(),
+                                         .acc = acc_,
+                                         .learning_rate = learning_rate,
+                                         .beta1 = settings_.beta1,
+                                         .beta2 = settings_.beta2,
+                                         .eps = settings_.eps,
+                                         .step = steps_,
+                                         .grad_scale_pointer = scale_.data(),
+                                         .bf16_gradients = type != acc_});
+    }
 }
 
 Tensor Optimizer::master_of(const OptimizerRange& range) const {

@@ -19,8 +19,9 @@ struct AdamWSettings {
     bool split_masters = true;
 };
 
-// A range of a parameter's elements with its state: [count] each, in the accumulator type of the model.
-// `master` is the value itself where the types agree; a split master has a `remainder` (u16) instead.
+// A range of a parameter's elements with its state: [count] each, in the accumulator type of the model (the
+// gradient in the type in which it was reduced). `master` is the value itself where the types agree; a split
+// master has a `remainder` (u16) instead.
 struct OptimizerRange {
     size_t parameter;
     int64_t start, count;
@@ -61,6 +62,7 @@ public:
 
 private:
     void sum_gradients();
+    void update(bool first, double learning_rate);
 
     LanguageModel& model_;
     AdamWSettings settings_;
@@ -68,9 +70,8 @@ private:
     DataParallel* ranks_;
     std::vector<OptimizerRange> ranges_;
     std::vector<std::vector<OwnedRange>> shares_;  // of each rank, where the norm is summed share by share
-    // Device scalars: squared norm, its part of what is reduced last, norm (f64), clip factor (accumulator
-    // type).
-    Tensor sum_, last_, norm_, scale_;
+    // Device scalars: squared norm, a part of it, norm (f64), clip factor (accumulator type).
+    Tensor sum_, part_, norm_, scale_;
     int64_t steps_ = 0;
 };
 

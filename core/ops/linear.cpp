@@ -1,5 +1,5 @@
-// y = x W^T + bias: the GEMMs of the model. The weight gradient is summed by the GEMM itself, in the
-// accumulator type.
+// y = x W^T + bias: the GEMMs of the model. The weight gradient is summed by the GEMM itself, in the type
+// that its memory has.
 #include "core/ops.h"
 #include "core/ops/product.h"
 
@@ -29,20 +29,20 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias,
 
     std::vector<Variable> inputs{x, weight};
     if (has_bias) inputs.push_back(bias);
-    return record("linear", inputs, y,
-                  [saved = Saved(0, x, weight), w, has_bias](const Tensor& dy, Gradients& inputs) {
-                      if (inputs.wanted(0)) {
-                          Tensor dx = inputs.buffer(0);
-                          product(dy, false, w, false, dx);
-                          inputs.add(0, dx);
-                      }
-                      // `dy` by value: the product may have to wait for x.
-                      inputs.accumulate(1, saved, [dy](Tensor& dw, double beta, const Tensor& x) {
-                          product(dy, true, x, false, dw, beta);
-                      });
-                      if (has_bias)
-                          inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
-                  });
+    return record(
+        "linear", inputs, y, [saved = Saved(0, x, weight), w, has_bias](const Tensor& dy, Gradients& inputs) {
+            if (inputs.wanted(0)) {
+                Tensor dx = inputs.buffer(0);
+                product(dy, false, w, false, dx);
+                inputs.add(0, dx);
+            }
+            // `dy` by value: the product may have to wait for x.
+            inputs.accumulate(
+                1, saved,
+                [dy](Tensor& dw, double beta, const Tensor& x) { product(dy, true, x, false, dw, beta); },
+                Forms::either);
+            if (has_bias) inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
+        });
 }
 
 }  // namespace levin::ops

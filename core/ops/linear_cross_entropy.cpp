@@ -39,11 +39,12 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
 
     Tensor losses = Tensor::empty({tokens}, acc, h.device());
     Tensor dh = want_hidden ? Tensor::empty(h.shape(), h.dtype(), h.device()) : Tensor{};
-    Tensor dw_apart;  // only where the weight is no leaf
-    if (want_weight && !weight.is_leaf()) dw_apart = Tensor::empty(w.shape(), acc, w.device());
-
     const int64_t chunk =
         std::min(tokens, options.chunk_tokens > 0 ? options.chunk_tokens : default_chunk(w, tokens));
+    // Where the weight is no leaf, or chunks must not be added up where its gradient goes, which is narrow.
+    Tensor dw_apart;
+    if (want_weight && (!weight.is_leaf() || (chunk < tokens && weight.gradient_type() != acc)))
+        dw_apart = Tensor::empty(w.shape(), acc, w.device());
     Tensor logits;
     {
         MemoryScope scope(MemoryCategory::workspace);
@@ -63,11 +64,12 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
                                             .targets = targets.narrow(0, start, rows).data<int32_t>(),
                                             .loss = losses.narrow(0, start, rows).data()});
         if (want_hidden) product(z, false, w, false, dh.narrow(0, start, rows));
-        if (want_weight && weight.is_leaf()) {
-            accumulate_gradient(weight,
-                                [&](Tensor& dw, double beta) { product(z, true, h_rows, false, dw, beta); });
-        } else if (want_weight) {
+        if (dw_apart.defined()) {
             product(z, true, h_rows, false, dw_apart, start == 0 ? 0 : 1);
+        } else if (want_weight) {
+            accumulate_gradient(
+                weight, [&](Tensor& dw, double beta) { product(z, true, h_rows, false, dw, beta); },
+                Forms::either);
         }
     }
 

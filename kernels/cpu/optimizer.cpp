@@ -25,12 +25,13 @@ std::vector<Piece> pieces(int64_t tensors, const Count& count) {
     return list;
 }
 
-template <class A>
+// Gradients of type G.
+template <class A, class G>
 void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int64_t begin, int64_t end) {
     A* w = static_cast<A*>(tensor.master);
     A* m = static_cast<A*>(tensor.m);
     A* v = static_cast<A*>(tensor.v);
-    const A* grad = static_cast<const A*>(tensor.grad);
+    const G* grad = static_cast<const G*>(tensor.grad);
     const double step = static_cast<double>(args.step);
     const A b1 = static_cast<A>(args.beta1), b2 = static_cast<A>(args.beta2);
     const A rest1 = static_cast<A>(1 - args.beta1), rest2 = static_cast<A>(1 - args.beta2);
@@ -39,7 +40,7 @@ void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int
     const A lr = static_cast<A>(args.learning_rate), eps = static_cast<A>(args.eps);
     const A decay = static_cast<A>(tensor.weight_decay);
     const auto update = [&](int64_t i, A w) __attribute__((always_inline)) {
-        const A g = grad[i] * grad_scale;
+        const A g = load(grad[i]) * grad_scale;
         m[i] = b1 * m[i] + rest1 * g;
         v[i] = b2 * v[i] + rest2 * (g * g);
         return w - lr * (m[i] * correct1 / (std::sqrt(v[i] * correct2) + eps) + decay * w);
@@ -62,14 +63,14 @@ void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int
     for (int64_t i = begin; i < end; ++i) model[i] = narrow<bf16>(static_cast<float>(w[i]));
 }
 
-template <class A>
+template <class A, class G>
 void adamw_all(const AdamW& args) {
     const A grad_scale = args.grad_scale_pointer ? *static_cast<const A*>(args.grad_scale_pointer) : A(1);
     const auto list = pieces(args.tensors, [&](int64_t t) { return args.list[t].count; });
     parallel_for(static_cast<int64_t>(list.size()), 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const Piece& piece = list[static_cast<size_t>(i)];
-            adamw_piece<A>(args, args.list[piece.tensor], grad_scale, piece.begin, piece.end);
+            adamw_piece<A, G>(args, args.list[piece.tensor], grad_scale, piece.begin, piece.end);
         }
     });
 }
@@ -90,10 +91,14 @@ double squares(const T* x, int64_t begin, int64_t end) {
 void adamw(const AdamW& args) {
     LEVIN_CHECK(args.acc == DType::f64 || args.acc == DType::f32, "adamw", "acc is {}, expected f64 or f32",
                 to_string(args.acc));
+    LEVIN_CHECK(!args.bf16_gradients || args.acc == DType::f32, "adamw", "bf16 gradients with acc {}",
+                to_string(args.acc));
     if (args.acc == DType::f64)
-        adamw_all<double>(args);
+        adamw_all<double, double>(args);
+    else if (args.bf16_gradients)
+        adamw_all<float, bf16>(args);
     else
-        adamw_all<float>(args);
+        adamw_all<float, float>(args);
 }
 
 void split_master(const SplitMaster& args) {

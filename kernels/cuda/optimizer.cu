@@ -61,14 +61,14 @@ __device__ void store_split(const AdamWTensor& t, int64_t i, const Pack<float, N
     *reinterpret_cast<Raw<uint16_t, N>*>(t.remainder + i) = lower;
 }
 
-template <class A, int N, bool Split>
+template <class A, class G, int N, bool Split>
 __device__ void adamw_apply(const AdamWTensor& t, const AdamWNumbers<A>& n, A scale, A decay, int64_t i) {
     Pack<A, N> w;
     if constexpr (Split)
         w = load_split<N>(t, i);
     else
         w = load<N>(static_cast<const A*>(t.master) + i);
-    const auto grad = load<N>(static_cast<const A*>(t.grad) + i);
+    const auto grad = load<N>(static_cast<const G*>(t.grad) + i);
     auto m = load<N>(static_cast<const A*>(t.m) + i);
     auto v = load<N>(static_cast<const A*>(t.v) + i);
 #pragma unroll
@@ -94,7 +94,8 @@ __device__ void adamw_apply(const AdamWTensor& t, const AdamWNumbers<A>& n, A sc
     }
 }
 
-template <class A>
+// Gradients of type G.
+template <class A, class G>
 __global__ void __launch_bounds__(kThreads)
     adamw_kernel(const __grid_constant__ AdamWGroup group, const __grid_constant__ AdamWNumbers<A> numbers) {
     constexpr int kN = kVector<A>;
@@ -102,18 +103,18 @@ __global__ void __launch_bounds__(kThreads)
     const AdamWTensor& t = group.tensors[group.map.find(blockIdx.x, &chunk)];
     const A scale = numbers.grad_scale ? *numbers.grad_scale : A(1), decay = A(t.weight_decay);
     const int64_t begin = chunk * kChunk, end = begin + kChunk < t.count ? begin + kChunk : t.count;
-    const uint64_t addresses = reinterpret_cast<uintptr_t>(t.master) | reinterpret_cast<uintptr_t>(t.grad) |
-                               reinterpret_cast<uintptr_t>(t.m) | reinterpret_cast<uintptr_t>(t.v);
-    const bool vector = addresses % 16 == 0 &&
+    const uint64_t addresses = reinterpret_cast<uintptr_t>(t.master) | reinterpret_cast<uintptr_t>(t.m) |
+                               reinterpret_cast<uintptr_t>(t.v);
+    const bool vector = addresses % 16 == 0 && reinterpret_cast<uintptr_t>(t.grad) % (kN * sizeof(G)) == 0 &&
                         (reinterpret_cast<uintptr_t>(t.model) | reinterpret_cast<uintptr_t>(t.remainder)) %
                                 (kN * sizeof(Bf16)) ==
                             0;
     const int64_t vectors_end = vector ? begin + (end - begin) / kN * kN : begin;
     const auto all = [&](auto split) {
         for (int64_t i = begin + threadIdx.x * kN; i < vectors_end; i += kThreads * kN)
-            adamw_apply<A, kN, split.value>(t, numbers, scale, decay, i);
+            adamw_apply<A, G, kN, split.value>(t, numbers, scale, decay, i);
         for (int64_t i = vectors_end + threadIdx.x; i < end; i += kThreads)
-            adamw_apply<A, 1, split.value>(t, numbers, scale, decay, i);
+            adamw_apply<A, G, 1, split.value>(t, numbers, scale, decay, i);
     };
     if constexpr (std::is_same_v<A, float>)
         if (t.remainder) return all(std::true_type{});
@@ -198,7 +199,7 @@ void for_each_group(int64_t tensors, const Count& count_of, const Launch& launch
     flush();
 }
 
-template <class A>
+template <class A, class G>
 void adamw_typed(cudaStream_t stream, const AdamW& args) {
     const AdamWNumbers<A> numbers{static_cast<A>(args.learning_rate),
                                   static_cast<A>(args.beta1),
@@ -215,7 +216,7 @@ void adamw_typed(cudaStream_t stream, const AdamW& args) {
             AdamWGroup group;
             group.map = map;
             for (int i = 0; i < map.tensors; ++i) group.tensors[i] = args.list[members[i]];
-            adamw_kernel<A><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(group, numbers);
+            adamw_kernel<A, G><<<static_cast<unsigned>(blocks), kThreads, 0, stream>>>(group, numbers);
             LEVIN_CUDA_LAUNCHED();
         });
 }
@@ -224,12 +225,15 @@ void adamw_typed(cudaStream_t stream, const AdamW& args) {
 
 void adamw(const Stream& stream, const AdamW& args) {
     const cudaStream_t s = use(stream);
-    if (args.acc == DType::f64)
-        adamw_typed<double>(s, args);
+    if (args.acc == DType::f64 && !args.bf16_gradients)
+        adamw_typed<double, double>(s, args);
+    else if (args.acc == DType::f32 && args.bf16_gradients)
+        adamw_typed<float, Bf16>(s, args);
     else if (args.acc == DType::f32)
-        adamw_typed<float>(s, args);
+        adamw_typed<float, float>(s, args);
     else
-        fail_arguments("adamw", "acc must be f32 or f64", static_cast<int64_t>(args.acc));
+        fail_arguments("adamw", "acc must be f32, or f64 with gradients in f64",
+                       static_cast<int64_t>(args.acc));
 }
 
 void split_master(const Stream& stream, const SplitMaster& args) {

@@ -127,7 +127,8 @@ Arriving gated_norm_row_linear(const Variable& o, const Variable& u, ops::Activa
                    scale_rows(whole[1], ov, 1, d_o);
                    inputs.add(0, d_o);
                    inputs.accumulate(
-                       1, [&](Tensor& dw, double beta) { product(whole[0], true, g, false, dw, beta); });
+                       1, [&](Tensor& dw, double beta) { product(whole[0], true, g, false, dw, beta); },
+                       Forms::either);
                    if (has_bias)
                        inputs.accumulate(has_gate ? 3 : 2,
                                          [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });

@@ -58,10 +58,13 @@ Variable column_linear(const Variable& x, const Variable& weight, const Variable
                                       part.narrow(0, first, rows));
                           });
                       }
-                      inputs.accumulate(1, [&](Tensor& dw, double beta) {
-                          whole.wait();
-                          product(dy, true, whole[0], false, dw, beta);
-                      });
+                      inputs.accumulate(
+                          1,
+                          [&](Tensor& dw, double beta) {
+                              whole.wait();
+                              product(dy, true, whole[0], false, dw, beta);
+                          },
+                          Forms::either);
                       if (has_bias)
                           inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
                       if (!inputs.wanted(0)) return;
@@ -96,9 +99,12 @@ Arriving row_linear(const Variable& x, const Variable& weight, const Variable& b
                        });
                        if (dx.defined()) inputs.add(0, dx);
                        // By value: the product may have to wait for x.
-                       inputs.accumulate(1, saved, [dy = whole[0]](Tensor& dw, double beta, const Tensor& x) {
-                           product(dy, true, x, false, dw, beta);
-                       });
+                       inputs.accumulate(
+                           1, saved,
+                           [dy = whole[0]](Tensor& dw, double beta, const Tensor& x) {
+                               product(dy, true, x, false, dw, beta);
+                           },
+                           Forms::either);
                        if (has_bias)
                            inputs.accumulate(2, [&](Tensor& db, double beta) { sum_rows(dy, db, beta); });
                    }),

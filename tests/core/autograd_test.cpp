@@ -37,6 +37,46 @@ TEST(Autograd, Bf16LeavesAccumulateInF32) {
     EXPECT_EQ(w.gradient().to_vector()[0], 257);
 }
 
+// Memory in the value's own type for a gradient that is formed once: what forms it rounds it once.
+TEST(Autograd, AGradientMayBeFormedInTheTypeOfItsValue) {
+    const Tensor ids = Tensor::from({6}, std::vector<int32_t>{0, 2, 2, 1, 2, 3});
+    const Tensor targets = Tensor::from({6}, std::vector<int32_t>{1, 0, 3, 3, 2, 0});
+    const char* names[] = {"linear", "bias", "norm weight", "table", "head in one go", "head in chunks"};
+    std::vector<std::vector<Tensor>> gradients;
+    for (const bool narrow : {false, true}) {
+        std::vector<Variable> leaves{leaf({8, 8}, "w", DType::bf16), leaf({8}, "b", DType::bf16),
+                                     leaf({8}, "n", DType::bf16),    leaf({4, 8}, "e", DType::bf16),
+                                     leaf({4, 8}, "h", DType::bf16), leaf({4, 8}, "c", DType::bf16)};
+        if (narrow)
+            for (Variable& one : leaves) {
+                one.set_gradient_buffer(Tensor::full(one.shape(), 7, DType::bf16));  // to be overwritten
+                EXPECT_EQ(one.gradient_type(), DType::bf16);
+            }
+        int hooks = 0;
+        for (Variable& one : leaves) one.set_gradient_hook([&](Variable&) { ++hooks; });
+        const Variable x =
+            rms_norm(linear(embedding(leaves[3], ids, 1), leaves[0], leaves[1]), leaves[2], 1e-6);
+        const auto whole = linear_cross_entropy(x, leaves[4], targets);
+        const auto chunks = linear_cross_entropy(x, leaves[5], targets, {.chunk_tokens = 2});
+        backward(std::vector<Variable>{whole.loss, chunks.loss}, std::vector<Tensor>(2));
+        EXPECT_EQ(hooks, 6);
+        gradients.emplace_back();
+        for (const Variable& one : leaves) {
+            EXPECT_EQ(one.gradient().dtype(), narrow ? DType::bf16 : DType::f32);
+            gradients.back().push_back(one.gradient().to(DType::bf16));
+        }
+    }
+    for (size_t i = 0; i < gradients[0].size(); ++i)
+        EXPECT_EQ(bits(gradients[1][i]), bits(gradients[0][i])) << names[i];
+    // A second contribution is added, and rounded again.
+    Variable twice = leaf({1, 2}, "w", DType::bf16);
+    twice.set_gradient_buffer(Tensor::empty({1, 2}, DType::bf16));
+    const Variable ones(Tensor::full({3, 2}, 1, DType::bf16));
+    for (int i = 0; i < 2; ++i) backward(linear(ones, twice), Tensor::full({3, 1}, 1, DType::bf16));
+    EXPECT_EQ(bits(twice.gradient()), (std::vector<double>{6, 6}));
+    EXPECT_THROW(twice.set_gradient_buffer(Tensor::empty({1, 2}, DType::f64)), Error);
+}
+
 TEST(Autograd, WithoutGradientsNothingIsSaved) {
     Variable x = leaf({64, 64}, "x");
     const size_t before = memory_statistics({}).live_total;

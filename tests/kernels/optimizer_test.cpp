@@ -148,6 +148,46 @@ TEST(SplitMaster, AdamWGivesTheSameBits) {
     }
 }
 
+// Gradients in bf16 give the same bits as the same gradients in f32, wherever they begin.
+TEST(AdamW, TakesGradientsInBf16) {
+    for (const size_t skipped : {0, 1, 4})
+        for (const bool split : {false, true}) {
+            const size_t size = 40003;
+            const Values start = rounded(DType::bf16, random_normal(size));
+            const auto count = static_cast<int64_t>(size - skipped);
+            const Buffer scale(DType::f32, {0.625});
+            std::vector<std::vector<Values>> results;
+            for (const DType type : {DType::f32, DType::bf16}) {
+                const Buffer w(DType::f32, start), m(DType::f32, Values(size, 0)),
+                    v(DType::f32, Values(size, 0)), model(DType::bf16, start),
+                    remainder(DType::bf16, Values(size, 0));
+                for (int64_t step = 1; step <= 3; ++step) {
+                    Values values;
+                    for (size_t i = 0; i < size; ++i)
+                        values.push_back(0.01 * std::sin(static_cast<double>(i) * static_cast<double>(step)));
+                    const Buffer grad(type, rounded(DType::bf16, values));
+                    AdamWTensor tensor{
+                        count,        w.data(),
+                        model.data(), static_cast<const char*>(grad.data()) + skipped * size_of(type),
+                        m.data(),     v.data(),
+                        0.1};
+                    if (split) {
+                        tensor.master = nullptr;
+                        tensor.remainder = remainder.as<uint16_t>();
+                    }
+                    adamw(stream(), {1, &tensor, DType::f32, kRate, kBeta1, kBeta2, kEps, step, scale.data(),
+                                     type == DType::bf16});
+                    synchronize(stream());
+                }
+                if (split)
+                    split_master(stream(),
+                                 {count, w.as<float>(), model.data(), remainder.as<uint16_t>(), true});
+                results.push_back({w.read(), m.read(), v.read(), model.read()});
+            }
+            EXPECT_EQ(results[0], results[1]) << skipped << " skipped, split " << split;
+        }
+}
+
 TEST(SumOfSquares, OverManyTensors) {
     for (const DType dtype : floating_types()) {
         SCOPED_TRACE(fmt::format("{} seed {}", to_string(dtype), seed()));

@@ -100,6 +100,42 @@ TEST(Zero, GradientsInBf16AndTheirTimeInTheRow) {
     EXPECT_TRUE(refused.says("leave gradient_dtype at f32")) << refused.output;
 }
 
+// A bf16 model with one micro-batch an update forms its gradients as bf16, but that of a tied embedding.
+// Beside the same updates on one rank; whatever the stage, the same run; resumed, the same run.
+TEST(Zero, GradientsFormedAsBf16) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    for (const bool tied : {false, true}) {
+        const std::string settings = std::string("trainer.precision=bf16 checkpoint.every=4 ") +
+                                     "model.tie_embeddings=" + (tied ? "true" : "false") + " ";
+        const std::string alone = tied ? "alone_tied" : "alone";
+        ASSERT_EQ(shell(train(folder, alone, settings + "trainer.steps=8")).status, 0);
+        const std::vector<double> exact = losses(folder / alone);
+        ASSERT_EQ(exact.size(), 8u);
+        std::vector<std::string> expected;
+        for (const int stage : tied ? std::vector<int>{0, 2} : std::vector<int>{0, 1, 2, 3}) {
+            const std::string run = std::to_string(stage) + (tied ? "tied" : "");
+            const std::string command =
+                settings + zero(stage) + "parallel.gradient_dtype=bf16 trainer.steps=";
+            if (stage == 2) {
+                ASSERT_EQ(shell(mpirun(2) + train(folder, run, command + "4")).status, 0);
+            }
+            const Outcome outcome = shell(mpirun(2) + train(folder, run, command + "8"));
+            ASSERT_EQ(outcome.status, 0) << outcome.output;
+            EXPECT_EQ(outcome.says("resumed from"), stage == 2) << outcome.output;
+            const std::vector<std::string> rows = exact_metrics(folder / run);
+            if (stage == 0) expected = rows;
+            if (stage != 3) {
+                EXPECT_EQ(rows, expected) << run;
+            }
+            const std::vector<double> values = losses(folder / run);
+            ASSERT_EQ(values.size(), exact.size());
+            for (size_t i = 0; i < exact.size(); ++i)
+                EXPECT_NEAR(values[i], exact[i], 1e-3 * exact[i]) << run << " step " << i + 1;
+        }
+    }
+}
+
 TEST(Zero, StagesJoinTensorParallelism) {
     const TemporaryFolder folder;
     make_shard(folder);

@@ -388,28 +388,42 @@ TEST_F(Nccl, ExposedTimeIsWhatTheStreamWaits) {
 }
 
 TEST_F(Nccl, GradientsMayCrossAsBf16AtEveryStage) {
-    for (const int stage : {0, 1, 2, 3}) {
-        std::vector<Variable> parameters;
-        for (int i = 0; i < 5; ++i) parameters.emplace_back(Tensor::zeros({64, 48}, DType::f32, gpu), true);
-        DataParallel data_parallel(
-            parameters, World::current().communicator(),
-            {.bucket_bytes = 20000, .stage = stage, .units = {}, .reduce_in_bf16 = true});
-        for (int update = 0; update < 2; ++update) {
-            data_parallel.reduce_next_backward();
-            // 1/3 has no end in binary: what comes must be the sum of the rounded ones, rounded.
-            for (Variable& parameter : parameters)
-                accumulate_gradient(parameter, [&](Tensor& target, double) { target.fill(rank + 1 / 3.0); });
-            data_parallel.finish();
-            float expected = 0;
-            for (int r = 0; r < size; ++r)
-                expected += static_cast<float>(bf16(static_cast<float>(r + 1 / 3.0)));
-            expected = static_cast<float>(bf16(expected));
-            for (const OwnedRange& range : data_parallel.owned())
-                for (const double value : range.gradient.to_vector()) ASSERT_EQ(value, expected) << stage;
-            data_parallel.publish();
-            for (Variable& parameter : parameters) parameter.clear_gradient();
+    for (const int stage : {0, 1, 2, 3})
+        for (const bool once : {false, true}) {  // formed as bf16, or rounded on the way
+            // In small buckets, and in one of 7 MiB or more, which copy engines may carry.
+            for (const int64_t rows : {64, 15000}) {
+                std::vector<Variable> parameters;
+                for (int i = 0; i < 5; ++i)
+                    parameters.emplace_back(Tensor::zeros({rows, 48}, once ? DType::bf16 : DType::f32, gpu),
+                                            true);
+                DataParallel data_parallel(parameters, World::current().communicator(),
+                                           {.bucket_bytes = rows == 64 ? size_t{20000} : size_t{1} << 30,
+                                            .stage = stage,
+                                            .units = {},
+                                            .reduce_in_bf16 = true,
+                                            .formed_once = std::vector<bool>(5, once)});
+                for (int update = 0; update < 2; ++update) {
+                    data_parallel.reduce_next_backward();
+                    // 1/3 has no end in binary: what comes must be the sum of the rounded ones, rounded.
+                    for (Variable& parameter : parameters)
+                        accumulate_gradient(
+                            parameter, [&](Tensor& target, double) { target.fill(rank + 1 / 3.0); },
+                            Forms::either);
+                    data_parallel.finish();
+                    float expected = 0;
+                    for (int r = 0; r < size; ++r)
+                        expected += static_cast<float>(bf16(static_cast<float>(r + 1 / 3.0)));
+                    expected = static_cast<float>(bf16(expected));
+                    for (const OwnedRange& range : data_parallel.owned()) {
+                        EXPECT_EQ(range.gradient.dtype(), once ? DType::bf16 : DType::f32);
+                        for (const double value : range.gradient.to_vector())
+                            ASSERT_EQ(value, expected) << stage;
+                    }
+                    data_parallel.publish();
+                    for (Variable& parameter : parameters) parameter.clear_gradient();
+                }
+            }
         }
-    }
 }
 
 TEST_F(Nccl, GradientsAreSummedForEveryBucketSize) {

@@ -133,6 +133,32 @@ TEST_P(Zero, EveryStageTrainsWithTheSameBits) {
     }
 }
 
+// What is formed as bf16 in the first place: the bits of rounding on the way, at every stage, and gradients
+// and shares of half the size.
+TEST_P(Zero, GradientsFormedAsBf16TrainWithTheSameBits) {
+    DataParallel::Options options{.reduce_in_bf16 = true};
+    const std::vector<Tensor> expected = train(world.communicator(), GetParam(), options, 1);
+    options.formed_once.assign(expected.size(), true);
+    options.formed_once[0] = false;  // used twice
+    for (const int stage : {0, 1, 2, 3})
+        for (const size_t bucket : {size_t{1}, size_t{9000}, size_t{64} << 20}) {
+            options.bucket_bytes = bucket;
+            options.stage = stage;
+            const std::vector<Tensor> values = train(world.communicator(), GetParam(), options, 1);
+            for (size_t i = 0; i < values.size(); ++i)
+                ASSERT_TRUE(same_bits(values[i], expected[i]))
+                    << "stage " << stage << " bucket " << bucket << " parameter " << i;
+            Network network(GetParam());
+            options.units = network.units;
+            const DataParallel data_parallel(network.parameters, world.communicator(), options);
+            for (const OwnedRange& range : data_parallel.owned()) {
+                const DType type = network.parameters[range.parameter].dtype();
+                const bool narrow = type == DType::bf16 && range.parameter > 0;
+                EXPECT_EQ(range.gradient.dtype(), narrow ? type : accumulator_of(type)) << range.parameter;
+            }
+        }
+}
+
 // Embedding and head are one unit with a bucket at each end: none of it may leave before all of it is
 // updated.
 TEST_P(Zero, AUnitWithBucketsAtBothEndsTrainsWithTheSameBits) {
