@@ -26,14 +26,12 @@ void add_nothing(const Variable& parameter) {
     backward(nothing);
 }
 
-// By parameter: what is formed once can be formed in the type in which it crosses.
 std::vector<DType> gradient_types(const std::vector<Variable>& parameters,
                                   const DataParallel::Options& options) {
     std::vector<DType> types;
     for (size_t i = 0; i < parameters.size(); ++i) {
-        const DType type = parameters[i].dtype();
-        const bool once = i < options.formed_once.size() && options.formed_once[i];
-        types.push_back(options.reduce_in_bf16 && once && type == DType::bf16 ? type : accumulator_of(type));
+        const bool narrow = i < options.formed_in_bf16.size() && options.formed_in_bf16[i];
+        types.push_back(narrow ? DType::bf16 : accumulator_of(parameters[i].dtype()));
     }
     return types;
 }

@@ -48,8 +48,9 @@ public:
         // unit.
         std::vector<int64_t> units = {};
         bool reduce_in_bf16 = false;  // f32 gradients; those in f64 stay as they are
-        // By parameter: whether its gradient is formed by one contribution an update. Empty: no.
-        std::vector<bool> formed_once = {};
+        // By parameter: of type bf16, and its gradient too, formed by one contribution an update. Empty:
+        // none.
+        std::vector<bool> formed_in_bf16 = {};
     };
     // `parameters` in the order the forward pass uses them; each becomes the owner of a gradient buffer and a
     // hook. From stage 1 on their values move into buckets as well.

@@ -136,21 +136,23 @@ private:
     // Initialises the model, before the optimizer copies the weights into its masters, and divides the work.
     std::unique_ptr<DataParallel> start_model(const Config& config) {
         model_.initialize(static_cast<uint64_t>(config.trainer.seed));
-        if (mesh_->replicas()->size() == 1) return nullptr;
+        const auto& t = config.trainer;
+        const std::vector<bool> in_bf16 =
+            formed_in_bf16(model_, config, t.global_batch / (t.micro_batch * mesh_->layout().dp),
+                           tensor_parallel_options(config, *mesh_).two_batches);
+        if (mesh_->replicas()->size() == 1) {
+            form_in_bf16(model_, in_bf16);
+            return nullptr;
+        }
         std::vector<Variable> variables;
         DataParallel::Options options{.bucket_bytes = static_cast<size_t>(config.parallel.bucket_mib) << 20,
                                       .stage = stage_of(config.parallel),
                                       .units = {},
-                                      .reduce_in_bf16 = config.parallel.gradient_dtype == GradientType::bf16};
-        // One micro-batch in one piece has one contribution to each gradient; a tied embedding has two.
-        const auto& t = config.trainer;
-        const bool once = t.global_batch == t.micro_batch * mesh_->layout().dp && t.recompute_slice == 0 &&
-                          !tensor_parallel_options(config, *mesh_).two_batches;
+                                      .reduce_in_bf16 = config.parallel.gradient_dtype == GradientType::bf16,
+                                      .formed_in_bf16 = in_bf16};
         for (Parameter& parameter : model_.parameters()) {
             variables.push_back(parameter.variable);
             options.units.push_back(parameter.spec.layer);
-            const bool tied = config.model.tie_embeddings && parameter.spec.name == "embedding";
-            options.formed_once.push_back(once && !tied);
         }
         return std::make_unique<DataParallel>(std::move(variables), mesh_->replicas(), options);
     }

@@ -173,6 +173,29 @@ Variable forward_through_stages(const LanguageModel& model, const DeviceBatch& b
 
 }  // namespace
 
+std::vector<bool> formed_in_bf16(const LanguageModel& model, const Config& config, int64_t micro_batches,
+                                 bool two_batches) {
+    const bool once = micro_batches == 1 && config.trainer.recompute_slice == 0 && !two_batches;
+    std::vector<bool> result;
+    for (const Parameter& parameter : model.parameters()) {
+        const bool tied = config.model.tie_embeddings && parameter.spec.name == "embedding";
+        result.push_back(config.parallel.gradient_dtype == GradientType::bf16 && once && !tied &&
+                         parameter.variable.dtype() == DType::bf16);
+    }
+    return result;
+}
+
+void form_in_bf16(LanguageModel& model, const std::vector<bool>& parameters) {
+    const MemoryScope scope(MemoryCategory::gradients);
+    const OpScope name("gradients in bf16");
+    for (size_t i = 0; i < parameters.size(); ++i) {
+        Variable& variable = model.parameters()[i].variable;
+        if (parameters[i])
+            variable.set_gradient_buffer(
+                Tensor::empty(variable.shape(), DType::bf16, variable.value().device()));
+    }
+}
+
 std::vector<Tensor> run_passes(const LanguageModel& model, const std::vector<DeviceBatch>& batches,
                                const ops::CrossEntropyOptions& options, DataParallel* data_parallel,
                                StepGraph* graph) {

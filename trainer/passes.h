@@ -5,11 +5,20 @@
 
 #include "model/language_model.h"
 #include "parallel/data_parallel.h"
+#include "trainer/config.h"
 #include "trainer/evaluation.h"
 
 namespace levin {
 
 class StepGraph;
+
+// By parameter: whether a rank forms its gradient in bf16 instead of adding it up in f32. That takes
+// parallel.gradient_dtype, and one contribution an update: of `micro_batches` one, in one piece. A tied
+// embedding has two. `two_batches`: a micro-batch goes in two halves.
+std::vector<bool> formed_in_bf16(const LanguageModel& model, const Config& config, int64_t micro_batches,
+                                 bool two_batches);
+// Gives these gradients their memory, where no DataParallel does.
+void form_in_bf16(LanguageModel& model, const std::vector<bool>& parameters);
 
 // Runs all micro-batches forward and backward; gradients are then complete: summed over micro-batches and,
 // with `data_parallel` (may be null), over the ranks that hold the same parameters. Returns the scaled losses

@@ -295,8 +295,8 @@ void add_rest(std::vector<SchemaKey>& keys) {
     KEY(parallel, gradient_dtype, choice<GradientType>,
         "Type of gradients on their way between data-parallel ranks. `bf16`: half the traffic, for a "
         "rounding of what each rank adds and of the sum; micro-batches are still added up in f32. Where an "
-        "update has one, a bf16 model forms its gradients as bf16, which is the same rounding and takes half "
-        "the memory.");
+        "update has one, a bf16 model forms its gradients as bf16 (also on one rank), which is the same "
+        "rounding and takes half the memory.");
     KEY(parallel, copy_engines, choice<CopyEngineGroups>,
         "Groups of GPUs of one host whose large gradients, parameters, states and (two ranks) "
         "tensor-parallel "

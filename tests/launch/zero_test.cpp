@@ -134,6 +134,19 @@ TEST(Zero, GradientsFormedAsBf16) {
                 EXPECT_NEAR(values[i], exact[i], 1e-3 * exact[i]) << run << " step " << i + 1;
         }
     }
+    // A rank alone rounds as well, where it has one micro-batch; nothing changes where it adds several up.
+    const auto row = [&](const std::string& run, const std::string& settings) {
+        const Outcome outcome =
+            shell(train(folder, run, "trainer.precision=bf16 trainer.steps=4 " + settings));
+        EXPECT_EQ(outcome.status, 0) << outcome.output;
+        return exact_metrics(folder / run).back();
+    };
+    const std::string f32 = row("f32", "trainer.global_batch=2");
+    const std::string bf16 = row("bf16", "trainer.global_batch=2 parallel.gradient_dtype=bf16");
+    EXPECT_NE(bf16, f32);
+    const double exact = losses(folder / "f32").back();
+    EXPECT_NEAR(losses(folder / "bf16").back(), exact, 1e-3 * exact);
+    EXPECT_EQ(row("several_f32", ""), row("several_bf16", "parallel.gradient_dtype=bf16"));
 }
 
 TEST(Zero, StagesJoinTensorParallelism) {

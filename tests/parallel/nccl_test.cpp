@@ -401,7 +401,7 @@ TEST_F(Nccl, GradientsMayCrossAsBf16AtEveryStage) {
                                             .stage = stage,
                                             .units = {},
                                             .reduce_in_bf16 = true,
-                                            .formed_once = std::vector<bool>(5, once)});
+                                            .formed_in_bf16 = std::vector<bool>(5, once)});
                 for (int update = 0; update < 2; ++update) {
                     data_parallel.reduce_next_backward();
                     // 1/3 has no end in binary: what comes must be the sum of the rounded ones, rounded.

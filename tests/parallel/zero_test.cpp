@@ -138,8 +138,9 @@ TEST_P(Zero, EveryStageTrainsWithTheSameBits) {
 TEST_P(Zero, GradientsFormedAsBf16TrainWithTheSameBits) {
     DataParallel::Options options{.reduce_in_bf16 = true};
     const std::vector<Tensor> expected = train(world.communicator(), GetParam(), options, 1);
-    options.formed_once.assign(expected.size(), true);
-    options.formed_once[0] = false;  // used twice
+    for (const Variable& parameter : Network(GetParam()).parameters)
+        options.formed_in_bf16.push_back(parameter.dtype() == DType::bf16);
+    options.formed_in_bf16[0] = false;  // used twice
     for (const int stage : {0, 1, 2, 3})
         for (const size_t bucket : {size_t{1}, size_t{9000}, size_t{64} << 20}) {
             options.bucket_bytes = bucket;
@@ -153,8 +154,9 @@ TEST_P(Zero, GradientsFormedAsBf16TrainWithTheSameBits) {
             const DataParallel data_parallel(network.parameters, world.communicator(), options);
             for (const OwnedRange& range : data_parallel.owned()) {
                 const DType type = network.parameters[range.parameter].dtype();
-                const bool narrow = type == DType::bf16 && range.parameter > 0;
-                EXPECT_EQ(range.gradient.dtype(), narrow ? type : accumulator_of(type)) << range.parameter;
+                EXPECT_EQ(range.gradient.dtype(),
+                          options.formed_in_bf16[range.parameter] ? DType::bf16 : accumulator_of(type))
+                    << range.parameter;
             }
         }
 }

@@ -74,6 +74,7 @@ public:
           loss_chunk_(config.trainer.loss_chunk_tokens),
           model_(initialized(config, dtype, device)),
           optimizer_(*model_, {}) {
+        form_in_bf16(*model_, formed_in_bf16(*model_, config, accumulate, false));
         for (int64_t i = 0; i < accumulate; ++i) {
             const Random random(static_cast<uint64_t>(i + 1), "tokens");
             std::vector<int32_t> ids(static_cast<size_t>(tokens()));
