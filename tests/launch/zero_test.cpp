@@ -134,6 +134,16 @@ TEST(Zero, GradientsFormedAsBf16) {
                 EXPECT_NEAR(values[i], exact[i], 1e-3 * exact[i]) << run << " step " << i + 1;
         }
     }
+    // With tensor parallelism, and a loss in chunks, which are added up in f32 first.
+    ASSERT_EQ(shell(mpirun(4) + train(folder, "tp",
+                                      "trainer.precision=bf16 model.tie_embeddings=false trainer.steps=8 "
+                                      "trainer.loss_chunk_tokens=32 parallel.tp=2 "
+                                      "parallel.gradient_dtype=bf16"))
+                  .status,
+              0);
+    const std::vector<double> parts = losses(folder / "tp"), whole = losses(folder / "alone");
+    ASSERT_EQ(parts.size(), whole.size());
+    for (size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(parts[i], whole[i], 1e-3 * whole[i]) << i;
     // A rank alone rounds as well, where it has one micro-batch; nothing changes where it adds several up.
     const auto row = [&](const std::string& run, const std::string& settings) {
         const Outcome outcome =
