@@ -54,8 +54,10 @@ DataParallel::DataParallel(std::vector<Variable> parameters, std::shared_ptr<Com
         const MemoryScope scope(MemoryCategory::gradients);
         Bucket bucket;
         bucket.gradients = Tensor::zeros({plan.count}, plan.gradient_type, plan.device);
-        bucket.gradient_share = stage_ >= 2 ? Tensor::zeros({share}, plan.gradient_type, plan.device)
-                                            : bucket.gradients.narrow(0, ranks_->rank() * share, share);
+        const bool apart = stage_ >= 2 || (stage_ == 1 && rounds(bucket));
+        bucket.gradient_share =
+            apart ? Tensor::zeros({share}, rounds(bucket) ? DType::bf16 : plan.gradient_type, plan.device)
+                  : bucket.gradients.narrow(0, ranks_->rank() * share, share);
         bucket.plan = std::move(plan);
         if (stage_ >= 2) give_back(bucket);
         buckets_.push_back(std::move(bucket));
@@ -166,15 +168,14 @@ bool DataParallel::rounds(const Bucket& bucket) const {
 }
 
 void DataParallel::start(Bucket& bucket) {
-    Tensor whole = bucket.gradients, share = bucket.gradient_share;
+    Tensor whole = bucket.gradients;
     if (rounds(bucket)) {
         const MemoryScope scope(MemoryCategory::gradients);
-        whole = whole.to(DType::bf16);
-        share = whole.narrow(0, ranks_->rank() * share.count(), share.count());
-        bucket.rounded = stage_ == 0 ? whole : share;
+        whole = bucket.rounded = whole.to(DType::bf16);
         if (stage_ >= 2) give_back(bucket);
     }
-    bucket.work = stage_ == 0 ? ranks_->start_all_reduce(whole) : ranks_->start_reduce_scatter(whole, share);
+    bucket.work = stage_ == 0 ? ranks_->start_all_reduce(whole)
+                              : ranks_->start_reduce_scatter(whole, bucket.gradient_share);
 }
 
 void DataParallel::complete(Bucket& bucket) {
@@ -182,7 +183,7 @@ void DataParallel::complete(Bucket& bucket) {
     bucket.work->wait();
     bucket.work.reset();
     if (bucket.rounded.defined()) {
-        (stage_ == 0 ? bucket.gradients : bucket.gradient_share).copy_from(bucket.rounded);
+        if (stage_ == 0) bucket.gradients.copy_from(bucket.rounded);
         bucket.rounded = {};
     } else if (stage_ >= 2) {
         give_back(bucket);

@@ -13,9 +13,9 @@
 //             and given back after (parameter_gatherer.h)
 //
 // f32 gradients may cross between the ranks as bf16: half the traffic. A rank's sum over its micro-batches is
-// rounded once before; over MPI the sum of the ranks is formed in f32 and rounded once. The buckets stay f32,
-// but for gradients of bf16 parameters that are formed once an update: what forms them rounds them, and
-// bucket and share are bf16, to the same sums.
+// rounded once before; over MPI the sum of the ranks is formed in f32 and rounded once. From stage 1 on the
+// share stays bf16. So does the bucket for gradients of bf16 parameters that are formed once an update: what
+// forms them rounds them, to the same sums.
 #pragma once
 
 #include <memory>
@@ -34,7 +34,7 @@ struct OwnedRange {
     size_t parameter;
     int64_t start, count;
     Tensor value;     // [count], in the parameter's type: where the new values go
-    Tensor gradient;  // [count], complete after finish(); in the type of its bucket
+    Tensor gradient;  // [count], complete after finish(); f32 (f64), or bf16 as it was reduced
     bool first;       // the forward pass needs it first: publish_first()
     bool last;        // of the bucket that is reduced last, and whose first use may have to wait
 };
@@ -98,7 +98,7 @@ private:
     struct Bucket {
         BucketPlan plan;
         Tensor gradients;       // of all parameters in it
-        Tensor gradient_share;  // this rank's part: of `gradients`, or from stage 2 on its own memory
+        Tensor gradient_share;  // this rank's part: of `gradients`, or its own memory, as it was reduced
         Tensor values;          // from stage 1 on
         Tensor value_share;     // this rank's part: of `values`, or at stage 3 its own memory
         Tensor rounded;      // f32 in flight as bf16: the sums that come, of `gradient_share` from stage 1 on
