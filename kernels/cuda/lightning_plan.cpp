@@ -10,8 +10,6 @@ constexpr int64_t kTile = 64,
                   kShortestSegment = 512;  // below this the start of a block costs more than it brings
 // The Hopper kernels hold lambda^-64 in f32.
 constexpr float kSteepest = 75.0f / kTile;
-// What making a segment's state costs, of what its scan costs: half the bytes and less than half the work.
-constexpr double kStatePass = 0.3;
 
 bool plain_or_silu(Activation activation) {
     return activation == Activation::none || activation == Activation::silu;
@@ -46,42 +44,12 @@ LightningShape expanded_shape(const LightningShape& shape) {
 }
 
 SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident) {
-    SegmentPlan best{1, std::max(length, kTile), std::max(length, kTile)};
-    // Cost in tokens walked one after another by the busiest place; more than one segment walks k and v
-    // twice, the first time without the outputs.
-    const auto cost = [&](const SegmentPlan& plan) {
-        const int64_t waves = (chains * plan.segments + resident - 1) / resident;
-        return static_cast<double>(waves * plan.segment_length) * (plan.segments > 1 ? 1.5 : 1.0);
-    };
-    for (int64_t segments = 2; segments <= 64 && length / segments >= kShortestSegment; segments *= 2) {
-        const int64_t segment_length = ((length + segments - 1) / segments + kTile - 1) / kTile * kTile;
-        const SegmentPlan plan{(length + segment_length - 1) / segment_length, segment_length,
-                               segment_length};
-        if (cost(plan) < 0.95 * cost(best)) best = plan;
-    }
-    return best;
-}
-
-SegmentPlan plan_unequal_segments(int64_t chains, int64_t length, int64_t resident, bool states_first) {
-    const double state_pass = states_first ? 0 : kStatePass;
-    SegmentPlan best{1, std::max(length, kTile), std::max(length, kTile)};
-    // Tokens until the last place is done.
-    const auto cost = [&](const SegmentPlan& plan) {
-        const double others =
-            plan.segments > 1 ? (1 + state_pass) * static_cast<double>(plan.segment_length) : 0;
-        return std::max(static_cast<double>(plan.first_length), others);
-    };
     const int64_t tiles = (length + kTile - 1) / kTile;
-    // One wave: more pieces than that would only move more bytes.
-    const int64_t most = std::min(resident / std::max<int64_t>(chains, 1), length / kShortestSegment);
-    for (int64_t segments = 2; segments <= std::min<int64_t>(most, 64); ++segments) {
-        const auto exact = static_cast<double>(tiles) / (static_cast<double>(segments) + state_pass);
-        for (const int64_t others : {static_cast<int64_t>(exact), static_cast<int64_t>(exact) + 1}) {
-            const SegmentPlan plan{segments, others * kTile, (tiles - (segments - 1) * others) * kTile};
-            if (plan.first_length > 0 && cost(plan) < 0.95 * cost(best)) best = plan;
-        }
-    }
-    return best;
+    // One wave of blocks: more pieces than that would only move more bytes.
+    const int64_t most = std::clamp<int64_t>(
+        std::min(resident / std::max<int64_t>(chains, 1), length / kShortestSegment), 1, 64);
+    const int64_t piece = std::max<int64_t>(1, (tiles + most - 1) / most);
+    return {std::max<int64_t>(1, (tiles + piece - 1) / piece), piece * kTile};
 }
 
 }  // namespace levin::kernels::cuda

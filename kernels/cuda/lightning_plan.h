@@ -26,18 +26,12 @@ bool mma_scan_fits(const LightningShape& shape, const LightningFacts& facts);
 bool needs_expansion(const LightningShape& shape);
 LightningShape expanded_shape(const LightningShape& shape);
 
-// How a sequence is cut so that few long sequences still fill the chip: a piece of first_length tokens,
-// others of segment_length (the last one may be shorter), each scanned by its own block once the states
-// between them are known.
+// How a sequence is cut so that few long sequences still fill the chip: equal pieces of whole tiles (the last
+// one may be shorter), each scanned by its own block once the states between them are known.
 struct SegmentPlan {
-    int64_t segments, segment_length, first_length;
+    int64_t segments, segment_length;
 };
-// Equal pieces. `chains`: sequences x heads x column slices x scans in one launch; `resident`: blocks that
-// run at once.
+// `chains`: sequences x heads x column slices x scans in one launch; `resident`: blocks that run at once.
 SegmentPlan plan_segments(int64_t chains, int64_t length, int64_t resident);
-// The first piece is longer: its block starts while the others' states are being made, unless they have been
-// made before (states_first).
-SegmentPlan plan_unequal_segments(int64_t chains, int64_t length, int64_t resident,
-                                  bool states_first = false);
 
 }  // namespace levin::kernels::cuda

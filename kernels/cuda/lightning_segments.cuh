@@ -10,7 +10,7 @@ struct StatesBetween {
                            // nullptr: zero
     float* between;        // [chain, segment, rows, columns]: what the segment adds in, its start state out
     const float* slopes;   // one for `parts` heads that follow each other
-    int64_t heads, parts, segments, first_length, segment_length, rows, columns, initial_row, initial_column;
+    int64_t heads, parts, segments, segment_length, rows, columns, initial_row, initial_column;
 };
 
 // blockIdx.y: the chain. One thread walks the segments of four neighbouring elements of a row.
@@ -20,10 +20,7 @@ static __global__ void states_between_kernel(const __grid_constant__ StatesBetwe
     if (element >= size) return;
     const int64_t a = element / args.columns, b = element % args.columns;
     const double slope = args.slopes[chain % args.heads / args.parts];
-    const auto over = [&](int64_t tokens) {
-        return static_cast<float>(exp(-slope * static_cast<double>(tokens)));
-    };
-    const float over_first = over(args.first_length), over_next = over(args.segment_length);
+    const auto decay = static_cast<float>(exp(-slope * static_cast<double>(args.segment_length)));
     float state[4] = {};
     if (args.initial)
 #pragma unroll
@@ -44,7 +41,6 @@ static __global__ void states_between_kernel(const __grid_constant__ StatesBetwe
                 make_float4(state[0], state[1], state[2], state[3]);
             if (segment + i + 1 == args.segments) break;
             const float4& x = added[i];
-            const float decay = segment + i == 0 ? over_first : over_next;
             state[0] = decay * state[0] + x.x, state[1] = decay * state[1] + x.y;
             state[2] = decay * state[2] + x.z, state[3] = decay * state[3] + x.w;
         }
@@ -56,7 +52,7 @@ struct StatesTotal {
     const float* between;  // as above, before the scan
     float* total;          // [chain, rows, columns]
     const float* slopes;
-    int64_t heads, parts, segments, first_length, segment_length, length, size;
+    int64_t heads, parts, segments, segment_length, length, size;
 };
 
 static __global__ void states_total_kernel(const __grid_constant__ StatesTotal args) {
@@ -67,7 +63,7 @@ static __global__ void states_total_kernel(const __grid_constant__ StatesTotal a
     float4 total = {};
 #pragma unroll 4
     for (int64_t segment = 0; segment < args.segments; ++segment) {
-        const int64_t end = min(args.first_length + segment * args.segment_length, args.length);
+        const int64_t end = min((segment + 1) * args.segment_length, args.length);
         const float decay = static_cast<float>(exp(-slope * static_cast<double>(args.length - end)));
         const float4 x = *reinterpret_cast<const float4*>(place + segment * args.size);
         total.x += decay * x.x, total.y += decay * x.y, total.z += decay * x.z, total.w += decay * x.w;

@@ -360,7 +360,7 @@ void launch_scans(const Stream& stream, int64_t sequences, int scans, ScanLaunch
     for (int i = 0; i < scans; ++i) slices = std::max(slices, ceil_div(launch.scan[i].z.width, B));
     const int64_t resident = int64_t{multiprocessors(stream.device.index)} * kResident<A, B>;
     const SegmentPlan plan = launch.cu_seqlens
-                                 ? SegmentPlan{1, launch.length, launch.length}
+                                 ? SegmentPlan{1, launch.length}
                                  : plan_segments(chains * slices * scans, launch.length, resident);
     launch.segments = plan.segments;
     launch.segment_length = plan.segment_length;
@@ -381,7 +381,6 @@ void launch_scans(const Stream& stream, int64_t sequences, int scans, ScanLaunch
                                    .heads = launch.heads,
                                    .parts = 1,
                                    .segments = launch.segments,
-                                   .first_length = launch.segment_length,
                                    .segment_length = launch.segment_length,
                                    .rows = scan.x.width,
                                    .columns = scan.z.width,

@@ -14,6 +14,8 @@
 //   scan, dq:  [(dO V^T) . M] K + Lambda dO KV^T   the same state
 //   key_value: dv = [(K Q^T) . M] dO + W K dKV,    dKV = lambda^m dKV + (E Q)^T dO      tokens descending
 //              dk = [(V dO^T) . M] Q + W V dKV^T
+// With silu, an operand is activated and weighted by E in one rounding, and [..] takes it weighted too, M
+// having the rest. Without, it is exact (EXACT below): [..] takes it as it is, and the state a weighted copy.
 // Rows beyond the last token are zero in the tiles. Each product for the state starts from zero and is added
 // by one FMA, so that long sums do not inherit the tensor core's truncation.
 #include "kernels/cuda/dependent_launch.cuh"
@@ -53,17 +55,18 @@ struct StateWork {
     bool a_silu, b_silu;
 };
 
-template <bool DQ>
-using ScanLayout = Layout<DQ ? 2 : 3, DQ ? 4 : 3, 2>;
+template <bool DQ, bool EXACT>
+using ScanLayout = Layout<DQ || EXACT ? 2 : 3, DQ || EXACT ? 4 : 3, 2>;
 using KeyValueLayout = Layout<2, 5, 2>;
 using StateLayout = Layout<6, 2, 0, 2>;
 
-// Tiles of a stage: x, k, v; dq: derivatives of q. Consumer `group` makes columns 64 group .. of the output,
-// which goes out through the derivatives or, for o, through q.
-template <bool DQ>
-__device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanLayout<DQ>>& block) {
+// Tiles of a stage: x, k, v; EXACT: weighted k; else dq: derivatives of q. Consumer `group` makes columns 64
+// group .. of the output, which goes out through the derivatives or, where there are none, through x.
+template <bool DQ, bool EXACT>
+__device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanLayout<DQ, EXACT>>& block) {
+    constexpr bool kDerivatives = DQ && !EXACT;
     const Place place;
-    const uint32_t states = block.base + ScanLayout<DQ>::kStates;
+    const uint32_t states = block.base + ScanLayout<DQ, EXACT>::kStates;
     const Powers& powers = block.powers;
     State state;
     state.start(place, scan.work, block.chain);
@@ -71,7 +74,8 @@ __device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanLayout<D
     synchronize(1, kConsumers);
     int copy = 0;
     block.each_tile([&](const auto& turn, int64_t done) {
-        const uint32_t x = block.stage(turn), k_tile = x + kTileBytes, v_tile = k_tile + kTileBytes;
+        const uint32_t x = block.stage(turn), k_tile = x + kTileBytes, v_tile = k_tile + kTileBytes,
+                       fourth = v_tile + kTileBytes;
         const uint32_t y = DQ ? v_tile : k_tile, z = DQ ? k_tile : v_tile, old = states + copy * kStateBytes;
         uint32_t masked[kTile / 4];
         float out[kTile / 2], product[kWidth / 2];
@@ -92,19 +96,19 @@ __device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanLayout<D
                     k > 0);
             commit_products();
             wait_products<1>(square);
-            mask<1>(square, masked, powers, place, block.chain.rows(done));
+            mask<1, EXACT>(square, masked, powers, place, block.chain.rows(done));
         }
         wait_products<0>(out);
         scale_rows<1>(out, powers, place);
         begin_products();
         multiply_masked(out, masked, z, place.group);
-        // Both warps that read these rows of q are done with them.
-        if (!DQ) synchronize(2 + place.warp, 64);
+        // Both warps that read these rows of x are done with them.
+        if (!kDerivatives) synchronize(2 + place.warp, 64);
         wait_products<0>(out);
         begin_products();
-        multiply_for_state(product, k_tile, v_tile, place.group);
-        write_rows<1>(out, DQ ? v_tile + kTileBytes : x, DQ && scan.source_silu, scan.out, block.chain, done,
-                      place.group, place);
+        multiply_for_state(product, EXACT ? fourth : k_tile, v_tile, place.group);
+        write_rows<1>(out, kDerivatives ? fourth : x, kDerivatives && scan.source_silu, scan.out, block.chain,
+                      done, place.group, place);
         wait_products<0>(product);
         state.add(powers.fall[block.chain.rows(done)], product);
         copy ^= 1;
@@ -116,34 +120,36 @@ __device__ inline void scan_tiles(const ScanWork& scan, const Block<ScanLayout<D
     state.finish(place, scan.work, block.chain);
 }
 
-template <bool DQ>
-__global__ void __launch_bounds__(ScanLayout<DQ>::kThreads, 1)
+template <bool DQ, bool EXACT>
+__global__ void __launch_bounds__(ScanLayout<DQ, EXACT>::kThreads, 1)
     scan_kernel(const __grid_constant__ ScanWork scan) {
 #ifdef LEVIN_SM90A
-    const Block<ScanLayout<DQ>> block(scan.work, Chain(scan.work));
+    using L = ScanLayout<DQ, EXACT>;
+    const Block<L> block(scan.work, Chain(scan.work));
     if (role() == Role::load) {
-        give_registers<ScanLayout<DQ>::kForLoader>();
-        if constexpr (DQ)
+        give_registers<L::kForLoader>();
+        if constexpr (DQ && !EXACT)
             block.template load<1>(block.of_values(scan.x), block.of_keys(scan.k), block.of_values(scan.v),
                                    block.of_keys(scan.source));
         else
-            block.template load<1>(block.of_keys(scan.x), block.of_keys(scan.k), block.of_values(scan.v));
+            block.template load<1>(DQ ? block.of_values(scan.x) : block.of_keys(scan.x),
+                                   block.of_keys(scan.k), block.of_values(scan.v));
     } else if (role() == Role::activate) {
-        give_registers<ScanLayout<DQ>::kForActivator>();
-        using Crew = Activator<ScanLayout<DQ>::kActivators>;
+        give_registers<L::kForActivator>();
+        using Crew = Activator<L::kActivators>;
         block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t x = block.stage(turn), k = x + kTileBytes, v = k + kTileBytes,
-                           source = v + kTileBytes;
+                           fourth = v + kTileBytes;
             block.pipeline.wait_loaded(turn);
             if (scan.x_silu) Crew::activate(x);
-            Crew::template weigh<1>(k, scan.k_silu, block.powers, block.chain.rows(done));
+            Crew::template weigh<1>(k, EXACT ? fourth : k, scan.k_silu, block.powers, block.chain.rows(done));
             if (scan.v_silu) Crew::activate(v);
-            if (DQ && scan.source_silu) Crew::differentiate(source);
+            if (DQ && scan.source_silu) Crew::differentiate(fourth);
             block.pipeline.publish(turn);
         });
     } else {
-        take_registers<ScanLayout<DQ>::kForConsumer>();
-        scan_tiles<DQ>(scan, block);
+        take_registers<L::kForConsumer>();
+        scan_tiles<DQ, EXACT>(scan, block);
     }
     wait_for_previous_kernels();
 #endif
@@ -166,9 +172,9 @@ __device__ inline void multiply_by_v_derivative(float (&out)[kWidth / 2], const 
     __syncwarp();
 }
 
-// Tiles of a stage: q, k, v, d_o, derivatives of k. Makes dv, or DK: dk. dv goes out through the tile of k,
-// which only its maker reads.
-template <bool DK>
+// Tiles of a stage: q, k, v, d_o, derivatives of k; EXACT: weighted q. Makes dv, or DK: dk. dv goes out
+// through the tile of k, which only its maker reads, dk through the derivatives or likewise through v.
+template <bool DK, bool EXACT>
 __device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyValueLayout>& block,
                                      const Place& place) {
     const uint32_t states = block.base + KeyValueLayout::kStates;
@@ -180,8 +186,7 @@ __device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyVa
     int copy = 0;
     block.each_tile([&](const auto& turn, int64_t done) {
         const uint32_t q = block.stage(turn), k_tile = q + kTileBytes, v = k_tile + kTileBytes,
-                       d_o = v + kTileBytes, derivatives = d_o + kTileBytes,
-                       old = states + copy * kStateBytes;
+                       d_o = v + kTileBytes, fifth = d_o + kTileBytes, old = states + copy * kStateBytes;
         uint32_t masked[kTile / 4];
         float out[kWidth / 2];
         block.pipeline.wait_full(turn);
@@ -200,20 +205,21 @@ __device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyVa
                                      DK ? straight<kWidth>(old, 0, k) : turned<kWidth>(old, 0, k), k > 0);
             commit_products();
             wait_products<1>(square);
-            mask<-1>(square, masked, powers, place, block.chain.rows(done));
+            mask<-1, EXACT>(square, masked, powers, place, block.chain.rows(done));
         }
         wait_products<0>(out);
         scale_rows<-1>(out, powers, place);
         begin_products();
         multiply_masked(out, masked, DK ? q : d_o, 0);
         wait_products<0>(out);
-        if (!DK) synchronize(2, kGroup);  // all are done with k
+        if (!DK || EXACT) synchronize(DK ? 3 : 2, kGroup);  // all are done with k, or v
         if (!DK && args.raw_v) multiply_by_v_derivative(out, args, block.chain, done, place);
-        write_rows<-1>(out, DK ? derivatives : k_tile, DK && args.qk_silu, DK ? args.dk : args.dv,
-                       block.chain, done, 0, place);
+        const uint32_t through = !DK ? k_tile : EXACT ? v : fifth;
+        write_rows<-1>(out, through, DK && !EXACT && args.qk_silu, DK ? args.dk : args.dv, block.chain, done,
+                       0, place);
         float product[kWidth / 2];
         begin_products();
-        multiply_for_state(product, q, d_o, place.group);
+        multiply_for_state(product, EXACT ? fifth : q, d_o, place.group);
         wait_products<0>(product);
         state.add(powers.fall[block.chain.rows(done)], product);
         copy ^= 1;
@@ -226,6 +232,7 @@ __device__ inline void make_gradient(const KeyValueWork& args, const Block<KeyVa
 }
 
 // Consumer 0 makes dv, consumer 1 dk.
+template <bool EXACT>
 __global__ void __launch_bounds__(KeyValueLayout::kThreads, 1)
     key_value_kernel(const __grid_constant__ KeyValueWork args) {
 #ifdef LEVIN_SM90A
@@ -239,10 +246,11 @@ __global__ void __launch_bounds__(KeyValueLayout::kThreads, 1)
         using Crew = Activator<KeyValueLayout::kActivators>;
         block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t q = block.stage(turn), k = q + kTileBytes, v = k + kTileBytes,
-                           derivatives = v + 2 * kTileBytes;
+                           fifth = v + 2 * kTileBytes;
             block.pipeline.wait_loaded(turn);
-            Crew::weigh<-1>(q, args.qk_silu, block.powers, block.chain.rows(done));
-            if (args.qk_silu) Crew::activate_and_differentiate(k, derivatives);
+            Crew::template weigh<-1>(q, EXACT ? fifth : q, args.qk_silu, block.powers,
+                                     block.chain.rows(done));
+            if (!EXACT && args.qk_silu) Crew::activate_and_differentiate(k, fifth);
             if (args.raw_v) Crew::activate(v);
             block.pipeline.publish(turn);
         });
@@ -250,9 +258,9 @@ __global__ void __launch_bounds__(KeyValueLayout::kThreads, 1)
         take_registers<KeyValueLayout::kForConsumer>();
         const Place place;
         if (place.group == 0)
-            make_gradient<false>(args, block, place);
+            make_gradient<false, EXACT>(args, block, place);
         else
-            make_gradient<true>(args, block, place);
+            make_gradient<true, EXACT>(args, block, place);
     }
     wait_for_previous_kernels();
 #endif
@@ -282,7 +290,7 @@ __global__ void __launch_bounds__(StateLayout::kThreads, 1)
         block.each_tile([&](const auto& turn, int64_t done) {
             const uint32_t a = block.stage(turn);
             block.pipeline.wait_loaded(turn);
-            Crew::weigh<STEP>(a, args.a_silu, block.powers, block.chain.rows(done));
+            Crew::template weigh<STEP>(a, a, args.a_silu, block.powers, block.chain.rows(done));
             if (args.b_silu) Crew::activate(a + kTileBytes);
             block.pipeline.publish(turn);
         });
@@ -349,9 +357,8 @@ Work work_of(const Stream& stream, const LightningShape& shape) {
     work.length = shape.length;
     work.parts = heads.parts;
     work.plan = shape.cu_seqlens
-                    ? SegmentPlan{1, shape.length, shape.length}
-                    : plan_unequal_segments(work.chains, shape.length, multiprocessors(stream.device.index),
-                                            shape.states_first);
+                    ? SegmentPlan{1, shape.length}
+                    : plan_segments(work.chains, shape.length, multiprocessors(stream.device.index));
     work.cu_seqlens = shape.cu_seqlens;
     work.key_dim = static_cast<int>(heads.key_dim);
     work.value_dim = static_cast<int>(shape.value_dim);
@@ -423,7 +430,6 @@ void add_up_starts(Launches& launches, cudaStream_t stream, const Work& work) {
                            .heads = work.key_heads,
                            .parts = work.parts,
                            .segments = work.plan.segments,
-                           .first_length = work.plan.first_length,
                            .segment_length = work.plan.segment_length,
                            .rows = work.key_dim,
                            .columns = work.value_dim,
@@ -439,6 +445,15 @@ void states_between(Launches& launches, cudaStream_t stream, const Work& work, c
     launches.add<StateLayout>(state_kernel<STEP>, work.chains * (work.plan.segments - 1),
                               StateWork{a.map, b.map, work, a.silu, b.silu});
     add_up_starts(launches, stream, work);
+}
+
+template <bool DQ>
+void add_scan(Launches& launches, const ScanWork& scan) {
+    const int64_t blocks = scan.work.chains * scan.work.plan.segments;
+    if (scan.k_silu)
+        launches.add<ScanLayout<DQ, false>>(scan_kernel<DQ, false>, blocks, scan);
+    else
+        launches.add<ScanLayout<DQ, true>>(scan_kernel<DQ, true>, blocks, scan);
 }
 
 }  // namespace
@@ -472,9 +487,7 @@ void sm90_lightning_forward(const Stream& stream, const LightningForward& args) 
             work.just_made = true;
         }
     }
-    launches.add<ScanLayout<false>>(
-        scan_kernel<false>, work.chains * work.plan.segments,
-        ScanWork{q.map, k.map, v.map, q.map, o.output(), work, q.silu, k.silu, v.silu, false});
+    add_scan<false>(launches, {q.map, k.map, v.map, q.map, o.output(), work, q.silu, k.silu, v.silu, false});
     o.sum();
 }
 
@@ -502,7 +515,6 @@ void sm90_lightning_state(const Stream& stream, const LightningState& args) {
                              .heads = work.key_heads,
                              .parts = work.parts,
                              .segments = work.plan.segments,
-                             .first_length = work.plan.first_length,
                              .segment_length = work.plan.segment_length,
                              .length = work.length,
                              .size = int64_t{work.key_dim} * work.value_dim});
@@ -539,16 +551,15 @@ void sm90_lightning_backward(const Stream& stream, const LightningBackward& args
         backward.just_made = !gradients;
     }
     const auto queries = [&] {
-        launches.add<ScanLayout<true>>(
-            scan_kernel<true>, work.chains * work.plan.segments,
-            ScanWork{d_o.map, k.map, v.map, q.map, output_of(shape, args.dq, args.dq_stride, work.key_dim),
-                     forward, false, k.silu, v.silu, q.silu});
+        add_scan<true>(launches,
+                       {d_o.map, k.map, v.map, q.map, output_of(shape, args.dq, args.dq_stride, work.key_dim),
+                        forward, false, k.silu, v.silu, q.silu});
     };
     const auto keys_and_values = [&] {
         if (size > 0 && gradients) add_up_starts(launches, s, backward);
         if (size > 0 && !gradients) states_between<-1>(launches, s, backward, q, d_o);
         launches.add<KeyValueLayout>(
-            key_value_kernel, work.chains * work.plan.segments,
+            q.silu ? key_value_kernel<false> : key_value_kernel<true>, work.chains * work.plan.segments,
             KeyValueWork{q.map, k.map, v.map, d_o.map,
                          output_of(shape, args.dk, args.dk_stride, work.key_dim), dv.output(), backward,
                          q.silu, v.silu ? static_cast<const Bf16*>(args.v) : nullptr, args.v_stride});

@@ -45,9 +45,8 @@ struct Chain {
         end = work.cu_seqlens ? work.cu_seqlens[sequence + 1] : begin + work.length;
         batch = work.cu_seqlens ? 0 : static_cast<int>(sequence);
         map_begin = work.cu_seqlens ? begin : 0;
-        from = segment == 0 ? 0 : work.plan.first_length + (segment - 1) * work.plan.segment_length;
-        to = segment == work.plan.segments - 1 ? end - begin
-                                               : work.plan.first_length + segment * work.plan.segment_length;
+        from = segment * work.plan.segment_length;
+        to = segment == work.plan.segments - 1 ? end - begin : from + work.plan.segment_length;
     }
     // Token of the sequence in the tile's first row; below zero where the last descending tile is incomplete.
     template <int STEP>

@@ -18,6 +18,12 @@ __device__ inline uint32_t derivative_of(uint32_t raw) {
     return pack_f16(silu_derivative(low_half(raw)), silu_derivative(high_half(raw)));
 }
 
+// What row r of an operand weighs when it enters the state.
+template <int STEP>
+__device__ inline float weight_of(const Powers& powers, int r, int m) {
+    return STEP > 0 ? powers.fall[m - 1 - r] : powers.fall[1] * powers.fall[m - kTile + r];
+}
+
 // A thread of N warpgroups that work on a tile in place: its part is unit t % 16 of rows t / 16 + 8 N i. All
 // are read before the first is worked on, so that one warp a scheduler hides its own latencies.
 template <int N>
@@ -67,7 +73,7 @@ struct Activator {
                 const float x = low_half(raw[j]), y = high_half(raw[j]);
                 const float s = fast_sigmoid(x), t = fast_sigmoid(y), a = x * s, b = y * t;
                 value[j] = pack(a, b);
-                derivative[j] = pack_f16(s + a * (1.0f - s), t + b * (1.0f - t));
+                derivative[j] = pack_f16(fmaf(-a, s, s + a), fmaf(-b, t, t + b));
             }
             store_shared_unit(address(derivatives, i),
                               {derivative[0], derivative[1], derivative[2], derivative[3]});
@@ -76,24 +82,26 @@ struct Activator {
     }
     // The operand that enters the state: activated and weighted for the update in one rounding. After m
     // tokens of an ascending tile row r has weight lambda^(m-1-r); descending, with tokens at the tile's last
-    // m rows, lambda^(m-63+r). Zero elsewhere. The squares of tokens take the weighted operand too and are
-    // scaled back by rows (mask below).
+    // m rows, lambda^(m-63+r). Zero elsewhere. `weighted` may be the tile itself.
     template <int STEP>
-    __device__ static void weigh(uint32_t tile, bool with_silu, const Powers& powers, int m) {
+    __device__ static void weigh(uint32_t tile, uint32_t weighted, bool with_silu, const Powers& powers,
+                                 int m) {
         const Units units(tile);
         float weight[kRows];
 #pragma unroll
-        for (int i = 0; i < kRows; ++i)
-            weight[i] =
-                STEP > 0 ? powers.fall[m - 1 - row(i)] : powers.fall[1] * powers.fall[m - kTile + row(i)];
-        if (with_silu)
-            units.write(tile, [&](uint32_t raw, int i) {
-                return pack(silu(low_half(raw)) * weight[i], silu(high_half(raw)) * weight[i]);
+        for (int i = 0; i < kRows; ++i) weight[i] = weight_of<STEP>(powers, row(i), m);
+        if (with_silu) {
+#pragma unroll
+            for (float& w : weight) w *= 0.5f;
+            units.write(weighted, [&](uint32_t raw, int i) {
+                return pack(weighted_silu(low_half(raw), weight[i]),
+                            weighted_silu(high_half(raw), weight[i]));
             });
-        else
-            units.write(tile, [&](uint32_t raw, int i) {
+        } else {
+            units.write(weighted, [&](uint32_t raw, int i) {
                 return pack(low_half(raw) * weight[i], high_half(raw) * weight[i]);
             });
+        }
     }
 };
 
@@ -131,12 +139,10 @@ struct State {
         const float* between = work.between + chain.index * work.plan.segments * size;
         if (work.between && work.starts) return take(place, work, 0, between + chain.segment * size);
         if (work.initial) take(place, work, 0, work.initial + chain.index * size);
-        const double slope = work.slopes[chain.value_head];
-        for (int64_t segment = 0; segment < chain.segment; ++segment) {
-            const int64_t tokens = segment == 0 ? work.plan.first_length : work.plan.segment_length;
-            take(place, work, static_cast<float>(exp(-slope * static_cast<double>(tokens))),
-                 between + segment * size);
-        }
+        const auto decay = static_cast<float>(exp(-static_cast<double>(work.slopes[chain.value_head]) *
+                                                  static_cast<double>(work.plan.segment_length)));
+        for (int64_t segment = 0; segment < chain.segment; ++segment)
+            take(place, work, decay, between + segment * size);
     }
     __device__ void finish(const Place& place, const Work& work, const Chain& chain) {
         if (work.final && chain.segment == work.plan.segments - 1)
@@ -178,9 +184,10 @@ struct LeftRows {
     }
 };
 
-// The square, made with or for an operand weighted as above, with the decay between its tokens: pairs in the
-// wrong order are zero, row r is scaled by lambda^(r-m+1) ascending, lambda^(63-r-m) descending.
-template <int STEP>
+// The square with the decay between its tokens: pairs in the wrong order are zero, row r is scaled by
+// lambda^(r-m+1) ascending, lambda^(63-r-m) descending. The rest of the decay is in the operand of the
+// columns, weighted as above, or, EXACT, still missing.
+template <int STEP, bool EXACT>
 __device__ inline void mask(const float (&square)[kTile / 2], uint32_t (&masked)[kTile / 4],
                             const Powers& powers, const Place& place, int m) {
     const int row = 16 * place.warp + place.g, column = 2 * place.q;
@@ -193,9 +200,13 @@ __device__ inline void mask(const float (&square)[kTile / 2], uint32_t (&masked)
     }
 #pragma unroll
     for (int i = 0; i < kTile / 4; ++i) {
-        const int after =
-            STEP * (row + 8 * (i % 2) - column - 8 * (i / 2));  // how far the row is behind the column
-        const float low = square[2 * i] * scale[i % 2], high = square[2 * i + 1] * scale[i % 2];
+        const int c = column + 8 * (i / 2),
+                  after = STEP * (row + 8 * (i % 2) - c);  // how far the row is behind the column
+        float low = square[2 * i] * scale[i % 2], high = square[2 * i + 1] * scale[i % 2];
+        if (EXACT) {
+            low *= weight_of<STEP>(powers, c, m);
+            high *= weight_of<STEP>(powers, c + 1, m);
+        }
         masked[i] = pack(after >= 0 ? low : 0.0f, after >= STEP ? high : 0.0f);
     }
 }
