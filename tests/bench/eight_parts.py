@@ -131,12 +131,12 @@ def large(bench):
 
 
 def first_length(bench, parameters, layers, width, zero, gpus):
-    """The power of two to try first: what bytes a parameter and a token should leave room for in 80 % of the memory."""
+    """The power of two to try first: what bytes a parameter and a token should leave room for in 90 % of the memory."""
     if bench.small:
         return 4096 * gpus if gpus > 1 else {1: 32768, 3: 262144}[zero]  # once from below, once from above
     state = {1: 6 + 10 / gpus, 3: 16 / gpus}[zero] * parameters
     token = 2 * width * (layers + 3)  # inputs of the layers, the gradient of the stream; slices are small beside
-    room = (0.8 * bench.gib * 2**30 - state) / token
+    room = (0.9 * bench.gib * 2**30 - state) / token
     return gpus * 2 ** int(math.log2(max(room, 1024)))
 
 
