@@ -14,6 +14,9 @@ die() {
     exit "$status"
 }
 
+# needs WHAT OPTION [VALUE]..: ends with status 2 where the option has no value.
+needs() { [[ -n ${3:-} ]] || die 2 "$2 needs $1; see launch/${0##*/} --help"; }
+
 # The comment block at the top of the calling script is its help text.
 usage() { awk 'NR > 1 { if (!/^#/) exit; sub(/^# ?/, ""); print }' "$0"; }
 

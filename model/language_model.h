@@ -101,6 +101,8 @@ public:
         recomputation_ = mode;
         slice_tokens_ = slice_tokens;
     }
+    // Whether a micro-batch of two sequences or more goes through the layers in halves.
+    bool two_batches() const { return two_batches_; }
     int64_t slice_tokens() const { return recomputation_ == Recomputation::full ? slice_tokens_ : 0; }
 
 private:

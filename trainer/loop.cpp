@@ -237,8 +237,7 @@ private:
             say(fmt::format(
                 "layout {}{}{}{}", to_string(mesh_->layout()),
                 config_.parallel.sequence_scatter ? ", tokens scattered between blocks" : "",
-                tensor_parallel_options(config_, *mesh_).two_batches ? ", halves of a micro-batch in turn"
-                                                                     : "",
+                model_.two_batches() ? ", halves of a micro-batch in turn" : "",
                 config_.parallel.zero == 0 ? ""
                 : stage_of(config_.parallel) == config_.parallel.zero
                     ? fmt::format(", zero {}", config_.parallel.zero)

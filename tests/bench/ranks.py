@@ -85,10 +85,10 @@ def end(process):
 class Host:
     """The devices of this machine, who has them, and the settings all runs share."""
 
-    def __init__(self, levin, device, count, folder, address_space=None):
+    def __init__(self, levin, device, count, folder):
         self.levin, self.device, self.count, self.folder = str(pathlib.Path(levin).resolve()), device, count, folder
-        # Bytes a rank alone may map, which stand for a device's memory in a trial; MPI would crash at this limit.
-        self.address_space = address_space
+        # Set it in a trial: bytes a rank alone may map, which stand for a device's memory; MPI would crash at this limit.
+        self.address_space = None
         named = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
         self.names = named if named != [""] else [str(i) for i in range(count)]
         self.free, self.changed = list(range(count)), threading.Condition()

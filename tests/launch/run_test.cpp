@@ -63,9 +63,14 @@ TEST(Run, MistakesAreNotTriedAgain) {
                                 "/configs/tiny.yaml trainer.stepz=3");
     EXPECT_EQ(wrong.status, 2) << wrong.output;
     EXPECT_EQ(count(wrong.output, "unknown key trainer.stepz"), 1u) << wrong.output;
-    for (const char* options :
-         {"-n two levin", "-n 0 levin", "-n 2", "--restarts x -n 2 levin", "-n 2 --hostfile none levin"})
+    for (const char* options : {"-n two levin", "-n 0 levin", "-n 2", "-n", "--restarts x -n 2 levin",
+                                "-n 2 --hostfile none levin"})
         EXPECT_EQ(shell(program + options).status, 2) << options;
+    // The other scripts refuse before they build anything.
+    for (const char* command : {"test --bogus", "test -R", "build --preset"}) {
+        const Outcome refused = shell(source_folder() + "/launch/" + command);
+        EXPECT_EQ(refused.status, 2) << command << "\n" << refused.output;
+    }
 }
 
 TEST(Run, BenchCommMeasuresEveryGroup) {
