@@ -164,12 +164,16 @@ void World::finish() {
 
 namespace {
 
-int report(const World* world, const char* what, int status) {
+// `waited`: as long as any other rank with a failure of this kind, so that the first to fail comes here
+// first.
+int report(const World* world, const char* what, int status, bool waited = false) {
     if (world && world->size() > 1) {
-        // Most failures happen on all ranks alike. Rank 0 speaks first, and the others then keep silent.
-        for (int i = 0; i < 80 && !world->is_root(); ++i) {
+        // Most failures happen on all ranks alike. Rank 0 speaks first, and the others then keep silent; so
+        // does rank 0 after another one.
+        const int rounds = world->is_root() ? 0 : waited ? 20 : 80;
+        for (int i = 0; i <= rounds; ++i) {
             if (world->watchdog() && world->watchdog()->job_ends()) return status;
-            std::this_thread::sleep_for(std::chrono::milliseconds(10));
+            if (i < rounds) std::this_thread::sleep_for(std::chrono::milliseconds(10));
         }
         const std::string text =
             fmt::format("rank {} of {} on {}: {}", world->rank(), world->size(), world->place().host, what);
@@ -192,9 +196,9 @@ int guarded(const World* world, const std::function<int()>& stage) {
         // The watchdog knows where the other ranks stand; it ends the job with one message.
         if (error.fault() == Fault::communication && world && world->watchdog())
             world->watchdog()->accuse(error.what());
-        if (error.fault() == Fault::internal && world && world->watchdog())
-            world->watchdog()->wait_for_loss();
-        return report(world, error.what(), error.exit_status());
+        const bool wait = error.fault() == Fault::internal && world && world->watchdog();
+        if (wait) world->watchdog()->wait_for_loss();
+        return report(world, error.what(), error.exit_status(), wait);
     } catch (const std::bad_alloc&) {
         return report(world, "[memory] the machine has no memory left", 1);
     } catch (const std::exception& error) {

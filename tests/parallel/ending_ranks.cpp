@@ -59,6 +59,14 @@ int end_as_told(World& world, const std::string& how) {
             return std::raise(SIGKILL);
         });
     }
+    // Rank 0 fails as well, of what the last one did.
+    if (how == "internal-and-felt") {
+        if (world.is_root()) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(500));
+            fail(Fault::internal, "test", "a call that the failed rank had to do with");
+        }
+        return one_rank_fails(world, []() -> int { fail(Fault::internal, "test", "no space left"); });
+    }
     if (how == "internal-kept") {
         Watchdog::keep_message_in(std::getenv("LEVIN_TEST_FOLDER"), false);
         return one_rank_fails(world, []() -> int { fail(Fault::internal, "test", "no space left"); });

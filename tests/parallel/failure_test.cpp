@@ -104,6 +104,15 @@ TEST(Failure, WhatAKilledRankDoesToOthersIsNotTheMessage) {
     }
 }
 
+TEST(Failure, WhatAFailureDoesToOthersIsNotTheMessage) {
+    const Ended ended = run_ranks(3, "internal-and-felt");
+    EXPECT_EQ(ended.status, 1) << ended.output;
+    EXPECT_LT(ended.seconds, kSoon);
+    EXPECT_NE(ended.output.find("rank 2 of 3 on "), std::string::npos) << ended.output;
+    EXPECT_EQ(ended.count("no space left"), 1u) << ended.output;
+    EXPECT_EQ(ended.count("that the failed rank had to do with"), 0u) << ended.output;
+}
+
 TEST(Failure, ARanksOwnFailureIsKeptInTheRunFolder) {
     char folder[] = "/tmp/levin-failure-XXXXXX";
     ASSERT_NE(mkdtemp(folder), nullptr);
