@@ -149,20 +149,10 @@ __global__ void __launch_bounds__(kThreads)
     const bool vector = reinterpret_cast<uintptr_t>(data) % 16 == 0;
     const int64_t vectors_end = vector ? begin + (end - begin) / kN * kN : begin;
     double sum = 0;
-    // Several loads on their way before the first is summed: a chunk is short, and memory far.
-    constexpr int kUnroll = 4, kStep = kThreads * kN;
-    for (int64_t i = begin + threadIdx.x * kN; i < vectors_end; i += kStep * kUnroll) {
-        Pack<acc_t<T>, kN> values[kUnroll];
+    for (int64_t i = begin + threadIdx.x * kN; i < vectors_end; i += kThreads * kN) {
+        const auto value = load<kN>(data + i);
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u)
-            if (i + u * kStep < vectors_end) values[u] = load<kN>(data + i + u * kStep);
-#pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-            if (i + u * kStep >= vectors_end) break;
-#pragma unroll
-            for (int j = 0; j < kN; ++j)
-                sum += static_cast<double>(values[u][j]) * static_cast<double>(values[u][j]);
-        }
+        for (int j = 0; j < kN; ++j) sum += static_cast<double>(value[j]) * static_cast<double>(value[j]);
     }
     for (int64_t i = vectors_end + threadIdx.x; i < end; i += kThreads) {
         const auto value = static_cast<double>(to_acc(data[i]));
