@@ -65,6 +65,55 @@ Window window_for(int ranks, CopyEngines use) {
     return {.ranks = ranks, .ring = {mib(64), mib(64), mib(192)}};
 }
 
+// Tensors of all ranks, the peers' mapped into this process.
+struct Mapped {
+    std::vector<std::vector<char*>> places;  // by tensor, by rank; null: the own one
+    std::vector<void*> blocks;               // opened here
+    bool good = true;                        // on every rank
+
+    void close() {
+        for (void* block : blocks) cudaIpcCloseMemHandle(block);
+        blocks.clear();
+    }
+};
+
+// Collective, with as many tensors everywhere.
+Mapped map_peers(Communicator& ranks, const std::vector<Tensor>& tensors) {
+    struct Place {
+        cudaIpcMemHandle_t block;
+        size_t offset;
+    };
+    const size_t count = tensors.size();
+    const auto bytes = static_cast<int64_t>(count * sizeof(Place));
+    const Tensor mine = Tensor::empty({bytes}, DType::u8),
+                 all = Tensor::empty({ranks.size(), bytes}, DType::u8);
+    Mapped mapped{std::vector<std::vector<char*>>(count), {}, true};
+    for (size_t i = 0; i < count && mapped.good; ++i) {
+        char* block = static_cast<char*>(tensors[i].storage().data());
+        Place place{{}, static_cast<size_t>(bytes_of(tensors[i]) - block)};
+        mapped.good = cudaIpcGetMemHandle(&place.block, block) == cudaSuccess;
+        std::memcpy(bytes_of(mine) + i * sizeof(Place), &place, sizeof(place));
+    }
+    ranks.all_gather(mine, all);
+    for (size_t i = 0; i < count; ++i) {
+        mapped.places[i].resize(static_cast<size_t>(ranks.size()), nullptr);
+        for (int peer = 0; peer < ranks.size() && mapped.good; ++peer) {
+            if (peer == ranks.rank()) continue;
+            Place place;
+            std::memcpy(&place, bytes_of(all) + peer * bytes + i * sizeof(Place), sizeof(place));
+            void* block = nullptr;
+            mapped.good =
+                cudaIpcOpenMemHandle(&block, place.block, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess;
+            if (!mapped.good) break;
+            mapped.blocks.push_back(block);
+            mapped.places[i][static_cast<size_t>(peer)] = static_cast<char*>(block) + place.offset;
+        }
+    }
+    if (!mapped.good) cudaGetLastError();  // an answer, not an error
+    mapped.good = all_agree(ranks, mapped.good);
+    return mapped;
+}
+
 }  // namespace
 
 std::shared_ptr<Exchange> Exchange::make(Communicator& ranks, int device, CopyEngines use) {
@@ -102,22 +151,10 @@ bool Exchange::connect() {
     const size_t flags = window_.place(Kind::reduce, 0, 1);
     LEVIN_CUDA_CHECK(cudaMemsetAsync(memory_.data(), 0, flags, stream(Queue::sums)));
     LEVIN_CUDA_CHECK(cudaStreamSynchronize(stream(Queue::sums)));
-    cudaIpcMemHandle_t mine{};
-    bool good = cudaIpcGetMemHandle(&mine, memory_.data()) == cudaSuccess;
-    const Tensor sent = Tensor::empty({sizeof(mine)}, DType::u8);
-    const Tensor all = Tensor::empty({ranks_.size(), sizeof(mine)}, DType::u8);
-    std::memcpy(sent.data(), &mine, sizeof(mine));
-    ranks_.all_gather(sent, all);
-    for (int peer = 0; peer < ranks_.size() && good; ++peer) {
-        if (peer == ranks_.rank()) continue;
-        cudaIpcMemHandle_t theirs;
-        std::memcpy(&theirs, bytes_of(all) + static_cast<size_t>(peer) * sizeof(theirs), sizeof(theirs));
-        void* window = nullptr;
-        good = cudaIpcOpenMemHandle(&window, theirs, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess;
-        peers_[static_cast<size_t>(peer)] = static_cast<char*>(window);
-    }
-    if (!good) cudaGetLastError();  // an answer, not an error
-    return all_agree(ranks_, good);
+    Mapped windows = map_peers(ranks_, {memory_});
+    peers_ = windows.places[0];
+    opened_ = std::move(windows.blocks);
+    return windows.good;
 }
 
 // The peers' parts, mapped here, and memory that keeps this rank's own ones.
@@ -129,7 +166,7 @@ public:
         if (exchange_.abandoned_ || std::uncaught_exceptions() > 0) return;
         cudaSetDevice(exchange_.device_);
         cudaStreamSynchronize(exchange_.stream(Queue::copies));
-        for (void* opened : opened_) cudaIpcCloseMemHandle(opened);
+        mapped_.close();
         try {
             exchange_.ranks_.barrier();  // nobody's memory goes while a peer has it open
         } catch (const Error&) {         // the next call fails too, and may throw
@@ -139,47 +176,16 @@ public:
 
     // The same answer on every rank.
     bool open() {
-        struct Place {
-            cudaIpcMemHandle_t block;
-            size_t offset;
-        };
-        Communicator& ranks = exchange_.ranks_;
-        const auto count = static_cast<int64_t>(parts_.size()), bytes = count * int64_t{sizeof(Place)};
-        const Tensor mine = Tensor::empty({bytes}, DType::u8),
-                     all = Tensor::empty({ranks.size(), bytes}, DType::u8);
-        bool good = true;
-        for (int64_t i = 0; i < count && good; ++i) {
-            const Tensor& part = parts_[static_cast<size_t>(i)];
-            char* block = static_cast<char*>(part.storage().data());
-            Place place{{}, static_cast<size_t>(bytes_of(part) - block)};
-            good = cudaIpcGetMemHandle(&place.block, block) == cudaSuccess;
-            std::memcpy(bytes_of(mine) + i * int64_t{sizeof(Place)}, &place, sizeof(place));
-        }
-        ranks.all_gather(mine, all);
-        for (int64_t i = 0; i < count && good; ++i) {
-            std::vector<const char*> places(static_cast<size_t>(ranks.size()), nullptr);
-            for (int peer = 0; peer < ranks.size() && good; ++peer) {
-                if (peer == ranks.rank()) continue;
-                Place place;
-                std::memcpy(&place, bytes_of(all) + peer * bytes + i * int64_t{sizeof(Place)}, sizeof(place));
-                void* block = nullptr;
-                good =
-                    cudaIpcOpenMemHandle(&block, place.block, cudaIpcMemLazyEnablePeerAccess) == cudaSuccess;
-                if (!good) break;
-                opened_.push_back(block);
-                places[static_cast<size_t>(peer)] = static_cast<const char*>(block) + place.offset;
-            }
-            const Tensor& part = parts_[static_cast<size_t>(i)];
-            exchange_.exposed_[{part.data(), part.bytes()}] = std::move(places);
-        }
-        if (!good) cudaGetLastError();  // an answer, not an error
-        return all_agree(ranks, good);
+        mapped_ = map_peers(exchange_.ranks_, parts_);
+        for (size_t i = 0; i < parts_.size() && mapped_.good; ++i)
+            exchange_.exposed_[{parts_[i].data(), parts_[i].bytes()}] = mapped_.places[i];
+        return mapped_.good;
     }
 
 private:
     Exchange& exchange_;
     std::vector<Tensor> parts_;
-    std::vector<void*> opened_;
+    Mapped mapped_;
 };
 
 std::shared_ptr<void> Exchange::expose(const std::vector<Tensor>& parts) {
@@ -194,7 +200,7 @@ std::shared_ptr<void> Exchange::expose(const std::vector<Tensor>& parts) {
     return exposure->open() ? exposure : nullptr;
 }
 
-const std::vector<const char*>* Exchange::exposed(const Tensor& part) const {
+const std::vector<char*>* Exchange::exposed(const Tensor& part) const {
     const auto found = exposed_.find({part.data(), part.bytes()});
     return found == exposed_.end() ? nullptr : &found->second;
 }
@@ -205,8 +211,7 @@ Exchange::~Exchange() {
     for (cudaStream_t one : streams_)
         if (one) cudaStreamSynchronize(one);
     stream(Queue::user) = nullptr;  // the others are ours
-    for (char* peer : peers_)
-        if (peer) cudaIpcCloseMemHandle(peer);
+    for (void* window : opened_) cudaIpcCloseMemHandle(window);
     try {
         ranks_.barrier();  // nobody's window goes while a peer has it open
     } catch (const Error&) {
@@ -236,7 +241,7 @@ void Exchange::join(cudaStream_t joined) {
 }
 
 void Exchange::run(const Steps& steps, const Tensor& source, const Tensor& target,
-                   std::optional<Step::Action> only, const std::vector<const char*>* exposed) {
+                   std::optional<Step::Action> only, const std::vector<char*>* exposed) {
     const char* from = bytes_of(source);
     char* to = bytes_of(target);
     char* window = bytes_of(memory_);

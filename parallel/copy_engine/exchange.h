@@ -65,10 +65,10 @@ private:
     };
     Exchange(Communicator& ranks, int device, const Window& window);
     bool connect();
-    const std::vector<const char*>* exposed(const Tensor& part) const;  // null: it is not
+    const std::vector<char*>* exposed(const Tensor& part) const;  // null: it is not
     // `only`: the steps of this action. `exposed`: where the peers' sources lie.
     void run(const Steps& steps, const Tensor& source, const Tensor& target,
-             std::optional<Step::Action> only = {}, const std::vector<const char*>* exposed = nullptr);
+             std::optional<Step::Action> only = {}, const std::vector<char*>* exposed = nullptr);
     void begin(cudaEvent_t ready, std::initializer_list<Queue> queues);
     cudaStream_t& stream(Queue queue) { return streams_[static_cast<size_t>(queue)]; }
 
@@ -80,13 +80,14 @@ private:
     Schedule schedule_;
     Tensor memory_;                       // this rank's window
     std::vector<char*> peers_;            // everybody's windows, mapped here
+    std::vector<void*> opened_;           // and what that took
     cudaStream_t streams_[kQueues] = {};  // that of Queue::user is set while a swap is settled
     bool open_[kQueues] = {};             // begun, not joined
     cudaEvent_t event_ = nullptr;
     std::vector<Half> swaps_;
     uint64_t settled_ = 0;  // swaps before those in swaps_
     // By own part (address, bytes): everybody's, by rank.
-    std::map<std::pair<const void*, size_t>, std::vector<const char*>> exposed_;
+    std::map<std::pair<const void*, size_t>, std::vector<char*>> exposed_;
     std::vector<cudaEvent_t> spare_;
     bool abandoned_ = false;
 };
