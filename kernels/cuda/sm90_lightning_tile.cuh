@@ -73,7 +73,7 @@ struct Activator {
                 const float x = low_half(raw[j]), y = high_half(raw[j]);
                 const float s = fast_sigmoid(x), t = fast_sigmoid(y), a = x * s, b = y * t;
                 value[j] = pack(a, b);
-                derivative[j] = pack_f16(fmaf(-a, s, s + a), fmaf(-b, t, t + b));
+                derivative[j] = pack_f16(fmaf(a, 1.0f - s, s), fmaf(b, 1.0f - t, t));
             }
             store_shared_unit(address(derivatives, i),
                               {derivative[0], derivative[1], derivative[2], derivative[3]});
