@@ -68,6 +68,13 @@ TEST(Bench, GemmAndDecodeRun) {
     const Outcome decode = shell(levin() + " bench decode " + kTiny + " --positions 10,200 --tokens 3");
     ASSERT_EQ(decode.status, 0) << decode.output;
     EXPECT_EQ(rows_of(decode).size(), 2u);
+    const Outcome profile =
+        shell(levin() + " bench decode " + kTiny + " --positions 10 --tokens 3 --no-prefill --profile");
+    ASSERT_EQ(profile.status, 0) << profile.output;
+    size_t products = 0;  // a layer's four by shape, and the head's
+    for (const auto& row : with(rows_of(profile), "kernel"))
+        products += row["kernel"].get<std::string>().starts_with("decode_linear 1 x ");
+    EXPECT_EQ(products, 5u);
 }
 
 // Two tokens of one head with a slope of log 2, by hand: o_1 = q_1.k_1 v_1, o_2 = q_2.k_1 v_1 / 2 + q_2.k_2

@@ -81,7 +81,7 @@ TEST(Decoder, ComputesWhatTheModelDoesAtRealWidths) {
         config.glu_dim = 704;
         config.gate_dim = 16;
         config.init_std = 0.05;
-        for (const int64_t batch : {1, 2, 4, 7}) check("wide", config, DType::bf16, batch, 2e-2);
+        for (const int64_t batch : {1, 2, 5, 64}) check("wide", config, DType::bf16, batch, 2e-2);
     }
 }
 

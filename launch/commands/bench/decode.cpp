@@ -5,6 +5,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/stream_event.h"
 #include "launch/commands/bench/bench.h"
+#include "launch/commands/bench/step_profile.h"
 #include "launch/commands/options.h"
 #include "model/decoder.h"
 #include "trainer/config.h"
@@ -20,7 +21,7 @@ struct Options {
     std::vector<std::string> overrides;
     std::vector<int64_t> positions{100, 1000, 10000, 100000}, batches{1};
     int64_t tokens = 50;
-    bool no_prefill = false;
+    bool no_prefill = false, profile = false;
 };
 
 // Bytes per second of a large copy, read and written ones together.
@@ -95,6 +96,7 @@ private:
             decoder.set_tokens(some_tokens(batch, config_.model.vocab_size));
             ms = steps_ms([&] { decoder.step(); });
             bytes = decoder.bytes_per_step();
+            if (options_.profile) profile(batch, position, ms);
         } else {
             LEVIN_REQUIRE(batch == 1, "bench", "this model decodes one sequence at a time, not {}", batch);
             ms = steps_ms([&] { feed(model_, state_, some_tokens(1, config_.model.vocab_size)); });
@@ -105,6 +107,16 @@ private:
                    bytes == 0 ? "-" : fmt::format("{:.4f}", static_cast<double>(bytes) / (1 << 30)),
                    bytes == 0 ? "-" : fmt::format("{:.3f}", static_cast<double>(bytes) / rate / ms * 1e3),
                    fmt::format("{:.3f}", peak / (1 << 20))});
+    }
+
+    // Kernels of a step launched one after the other, each between two events: none overlaps the next.
+    void profile(int64_t batch, int64_t position, double ms) const {
+        Decoder decoder(model_, batch);  // records its second step, not the first
+        decoder.set_position(position);
+        decoder.set_tokens(some_tokens(batch, config_.model.vocab_size));
+        const StepObserver observer(device_, true);
+        decoder.step();
+        observer.print(options_.common.json, ms);
     }
 
     void prefill(int64_t batch, int64_t length) {
@@ -155,6 +167,8 @@ void add_decode(CLI::App& bench) {
     command->add_flag(
         "--no-prefill", options->no_prefill,
         "Do not run the tokens in front of a position: its states are zero, which costs the same");
+    command->add_flag("--profile", options->profile,
+                      "Also the time of each kernel of a step, launched alone");
     command->callback([options] { Bench(*options).run(); });
 }
 

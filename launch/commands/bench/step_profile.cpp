@@ -6,6 +6,8 @@
 #include <cstring>
 #include <tuple>
 
+#include "kernels/decode.h"
+
 namespace levin::bench {
 
 namespace {
@@ -13,6 +15,12 @@ namespace {
 std::string describe(const kernels::Gemm& g) {
     return fmt::format("gemm {}{} {} x {} x {} to {}{}", g.transpose_a ? 'T' : 'N', g.transpose_b ? 'T' : 'N',
                        g.m, g.n, g.k, to_string(g.c_dtype), g.beta != 0 ? ", added" : "");
+}
+
+std::string describe(const kernels::DecodeLinear& d) {
+    constexpr const char* kInputs[] = {"", ", norm", ", gated norm"};
+    return fmt::format("decode_linear {} x {} x {}{}{}", d.batch, d.glu ? 2 * d.outputs : d.outputs, d.width,
+                       kInputs[static_cast<int>(d.input)], d.glu ? ", gated" : "");
 }
 
 // What makes two products alike. Strides count: a slice of a wider matrix may be slower.
@@ -41,7 +49,10 @@ void StepObserver::before(const char* name, const Stream& stream, const void* ar
     const bool is_gemm = std::strcmp(name, "gemm") == 0;
     if (is_gemm) products_.push_back(*static_cast<const kernels::Gemm*>(args));
     if (!with_times_) return;
-    calls_.push_back({is_gemm ? describe(products_.back()) : name,
+    const bool is_decode = std::strcmp(name, "decode_linear") == 0;
+    calls_.push_back({is_gemm     ? describe(products_.back())
+                      : is_decode ? describe(*static_cast<const kernels::DecodeLinear*>(args))
+                                  : name,
                       std::make_unique<kernels::StreamEvent>(device_),
                       std::make_unique<kernels::StreamEvent>(device_)});
     calls_.back().start->record(stream);
