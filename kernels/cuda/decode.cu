@@ -226,7 +226,6 @@ void fused_linear(const Stream& stream, const DecodeLinear& args) {
 
 constexpr int kAttentionThreads = 256, kColumns = 32, kPerThread = 4, kMaxKeyWidth = 256;
 constexpr int kRowsAtOnce = kAttentionThreads / (kColumns / kPerThread);
-constexpr int kRowsPerThread = kMaxKeyWidth / kRowsAtOnce;
 
 struct AttentionArgs {
     const void *q, *k, *v, *theta;
@@ -249,7 +248,9 @@ __device__ inline void activated(const T* x, int width, Activation activation, a
     if (i < width) values[i] = activate(activation, value, shift);
 }
 
-template <class T>
+// ROWS of a thread: enough for the width of the keys, and no more, as they are what limits how many bytes are
+// on their way.
+template <class T, int ROWS>
 __global__ void __launch_bounds__(kAttentionThreads)
     attention_kernel(const __grid_constant__ AttentionArgs args) {
     using A = acc_t<T>;
@@ -263,9 +264,9 @@ __global__ void __launch_bounds__(kAttentionThreads)
                (sequence * args.heads + head) * args.key_width * int64_t{args.value_dim};
 
     // The state was last written a whole step ago.
-    Pack<A, kPerThread> rows[kRowsPerThread];
+    Pack<A, kPerThread> rows[ROWS];
 #pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
+    for (int i = 0; i < ROWS; ++i) {
         const int row = first_row + i * kRowsAtOnce;
         if (row >= args.key_width) continue;
         const A* from = state + int64_t{row} * args.value_dim + column;
@@ -303,7 +304,7 @@ __global__ void __launch_bounds__(kAttentionThreads)
     const A decay = exp(-static_cast<A>(args.slopes[head]));
     Pack<A, kPerThread> sum{};
 #pragma unroll
-    for (int i = 0; i < kRowsPerThread; ++i) {
+    for (int i = 0; i < ROWS; ++i) {
         const int row = first_row + i * kRowsAtOnce;
         if (row >= args.key_width || column >= args.value_dim) continue;
         A* to = state + int64_t{row} * args.value_dim + column;
@@ -341,19 +342,29 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 constexpr int kAdvanceThreads = 1024;
 
-template <class T>
-__global__ void __launch_bounds__(kAdvanceThreads)
-    advance_kernel(int64_t vocab, const T* logits, int32_t* ids, int64_t* position) {
+struct AdvanceArgs {
+    int64_t vocab;
+    const void* logits;
+    int32_t* ids;
+    int64_t* position;
+};
+
+// N logits at once.
+template <class T, int N>
+__global__ void __launch_bounds__(kAdvanceThreads) advance_kernel(const __grid_constant__ AdvanceArgs args) {
     using A = acc_t<T>;
     __shared__ A values[kAdvanceThreads];
     __shared__ int places[kAdvanceThreads];
     wait_for_previous_kernels();
-    const T* row = logits + blockIdx.x * vocab;
+    const T* row = static_cast<const T*>(args.logits) + blockIdx.x * args.vocab;
     A best = -INFINITY;
     int place = 0;
-    for (int64_t i = threadIdx.x; i < vocab; i += kAdvanceThreads) {
-        const A value = to_acc(row[i]);
-        if (value > best) best = value, place = static_cast<int>(i);
+#pragma unroll 4
+    for (int64_t i = int64_t{threadIdx.x} * N; i < args.vocab; i += kAdvanceThreads * N) {
+        const auto some = load<N>(row + i);
+#pragma unroll
+        for (int j = 0; j < N; ++j)
+            if (some[j] > best) best = some[j], place = static_cast<int>(i) + j;
     }
     values[threadIdx.x] = best;
     places[threadIdx.x] = place;
@@ -369,8 +380,8 @@ __global__ void __launch_bounds__(kAdvanceThreads)
             }
         }
     }
-    if (threadIdx.x == 0) ids[blockIdx.x] = places[0];
-    if (threadIdx.x == 0 && blockIdx.x == 0) ++*position;
+    if (threadIdx.x == 0) args.ids[blockIdx.x] = places[0];
+    if (threadIdx.x == 0 && blockIdx.x == 0) ++*args.position;
 }
 
 }  // namespace
@@ -426,17 +437,21 @@ void decode_attention(const Stream& stream, const DecodeAttention& args) {
                     static_cast<unsigned>(args.heads), static_cast<unsigned>(args.batch));
     by_type(args.dtype, "decode_attention", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        launch(stream, attention_kernel<T>, grid, kAttentionThreads, 0, attention);
+        constexpr int kMostRows = kMaxKeyWidth / kRowsAtOnce;
+        launch(stream,
+               key_width <= kMaxKeyWidth / 2 ? attention_kernel<T, kMostRows / 2>
+                                             : attention_kernel<T, kMostRows>,
+               grid, kAttentionThreads, 0, attention);
     });
 }
 
 void decode_advance(const Stream& stream, const DecodeAdvance& args) {
-    const cudaStream_t s = use(stream);
+    const AdvanceArgs advance{args.vocab, args.logits, args.ids, args.position};
     by_type(args.dtype, "decode_advance", [&](auto tag) {
         using T = typename decltype(tag)::type;
-        advance_kernel<T><<<static_cast<unsigned>(args.batch), kAdvanceThreads, 0, s>>>(
-            args.vocab, static_cast<const T*>(args.logits), args.ids, args.position);
-        LEVIN_CUDA_LAUNCHED();
+        const bool vector = vectorizable<T>({{args.logits, args.vocab}});
+        launch(stream, vector ? advance_kernel<T, kVector<T>> : advance_kernel<T, 1>,
+               dim3(static_cast<unsigned>(args.batch)), kAdvanceThreads, 0, advance);
     });
 }
 
