@@ -89,8 +89,8 @@ struct Pipeline {
         if (threadIdx.x == 0)
             for (int i = 0; i < STAGES; ++i) {
                 initialize_barrier(loaded + 8 * i, 1);
-                initialize_barrier(full + 8 * i, ACTIVATORS * kGroup / 32);
-                initialize_barrier(empty + 8 * i, kConsumers / 32);
+                initialize_barrier(full + 8 * i, ACTIVATORS * kGroup);
+                initialize_barrier(empty + 8 * i, kConsumers);
             }
     }
     // loader
@@ -105,19 +105,20 @@ struct Pipeline {
     }
     __device__ void publish(const Turn<STAGES>& turn) const {
         publish_to_products();
-        one_of_warp_arrives(full + 8 * turn.stage);
+        all_arrive(full + 8 * turn.stage);
     }
     // consumers; they too wait for the copies, which no ordinary store stands for
     __device__ void wait_full(const Turn<STAGES>& turn) const {
         wait_barrier(loaded + 8 * turn.stage, turn.parity);
         wait_barrier(full + 8 * turn.stage, turn.parity);
     }
-    __device__ void release(const Turn<STAGES>& turn) const { one_of_warp_arrives(empty + 8 * turn.stage); }
+    __device__ void release(const Turn<STAGES>& turn) const { all_arrive(empty + 8 * turn.stage); }
 
 private:
-    __device__ static void one_of_warp_arrives(uint32_t barrier) {
-        __syncwarp();
-        if (threadIdx.x % 32 == 0) arrive(barrier);
+    // Every thread for itself: as fast as one for its warp, and racecheck can follow it.
+    __device__ static void all_arrive(uint32_t barrier) {
+        __syncwarp();  // what the first lane waited for
+        arrive(barrier);
     }
 };
 
