@@ -3,6 +3,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdlib>
 
 #include "parallel/mpi/mpi_communicator.h"
@@ -36,6 +37,9 @@ bool bound_by_default() {
 
 void initialize() {
     avoid_forbidden_copies();
+    // Open MPI writes to the connection of a rank that is gone: that must come back as an error, not end this
+    // rank without a word.
+    std::signal(SIGPIPE, SIG_IGN);
     int provided = 0;
     LEVIN_MPI(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided));
     if (provided < MPI_THREAD_FUNNELED)
