@@ -1,9 +1,10 @@
 // Output projection and cross-entropy in one op, in chunks of tokens: logits -> loss -> their gradient in
 // place -> gradients of hidden and weight, so that each chunk of logits is formed once and never kept.
 #include <algorithm>
+#include <optional>
 
 #include "core/ops.h"
-#include "core/ops/product.h"
+#include "core/ops/chunk_gradient.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 
@@ -41,10 +42,8 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
     Tensor dh = want_hidden ? Tensor::empty(h.shape(), h.dtype(), h.device()) : Tensor{};
     const int64_t chunk =
         std::min(tokens, options.chunk_tokens > 0 ? options.chunk_tokens : default_chunk(w, tokens));
-    // Where the weight is no leaf, or chunks must not be added up where its gradient goes, which is narrow.
-    Tensor dw_apart;
-    if (want_weight && (!weight.is_leaf() || (chunk < tokens && weight.gradient_type() != acc)))
-        dw_apart = Tensor::empty(w.shape(), acc, w.device());
+    std::optional<ChunkGradient> dw;
+    if (want_weight) dw.emplace(weight, chunk < tokens);
     Tensor logits;
     {
         MemoryScope scope(MemoryCategory::workspace);
@@ -64,13 +63,7 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
                                             .targets = targets.narrow(0, start, rows).data<int32_t>(),
                                             .loss = losses.narrow(0, start, rows).data()});
         if (want_hidden) product(z, false, w, false, dh.narrow(0, start, rows));
-        if (dw_apart.defined()) {
-            product(z, true, h_rows, false, dw_apart, start == 0 ? 0 : 1);
-        } else if (want_weight) {
-            accumulate_gradient(
-                weight, [&](Tensor& dw, double beta) { product(z, true, h_rows, false, dw, beta); },
-                Forms::either);
-        }
+        if (dw) dw->add(z, h_rows);
     }
 
     Tensor loss = Tensor::zeros({1}, acc, h.device());
@@ -88,15 +81,16 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
                               .beta = 0,
                               .b = nullptr,
                               .y = loss.data()});
-    const Variable result = record_loss("linear_cross_entropy", {hidden, weight}, loss,
-                                        [dh, dw_apart](const Tensor& gradient, Gradients& inputs) {
-                                            LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
-                                                        "its gradients are formed in the forward pass: use "
-                                                        "CrossEntropyOptions::scale and make this loss the "
-                                                        "root of backward()");
-                                            if (dh.defined()) inputs.add(0, dh);
-                                            if (dw_apart.defined()) inputs.add(1, dw_apart);
-                                        });
+    const Variable result =
+        record_loss("linear_cross_entropy", {hidden, weight}, loss,
+                    [dh, apart = dw ? dw->apart() : Tensor{}](const Tensor& gradient, Gradients& inputs) {
+                        LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
+                                    "its gradients are formed in the forward pass: use "
+                                    "CrossEntropyOptions::scale and make this loss the "
+                                    "root of backward()");
+                        if (dh.defined()) inputs.add(0, dh);
+                        if (apart.defined()) inputs.add(1, apart);
+                    });
     return {result, losses};
 }
 

@@ -1,7 +1,8 @@
 // ops/linear_cross_entropy.cpp with the columns of the logits divided over ranks.
 #include <algorithm>
+#include <optional>
 
-#include "core/ops/product.h"
+#include "core/ops/chunk_gradient.h"
 #include "kernels/rank_parts.h"
 #include "parallel/tensor_parallel/ops.h"
 
@@ -42,9 +43,8 @@ ops::CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Varia
     Tensor dh = want_hidden ? Tensor::empty(h.shape(), h.dtype(), h.device()) : Tensor{};
     const int64_t chunk =
         std::min(tokens, options.chunk_tokens > 0 ? options.chunk_tokens : default_chunk(w));
-    Tensor dw_apart;  // where chunks must not be added up where the gradient goes, which is narrow
-    if (want_weight && chunk < tokens && weight.gradient_type() != acc)
-        dw_apart = Tensor::empty(w.shape(), acc, w.device());
+    std::optional<ops::ChunkGradient> dw;
+    if (want_weight) dw.emplace(weight, chunk < tokens);
     Tensor logits, parts;
     {
         MemoryScope scope(MemoryCategory::workspace);
@@ -86,13 +86,7 @@ ops::CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Varia
             product(z, false, w, false, dh_rows);
             if (!shares.scattered()) sums.push_back(ranks->start_all_reduce(dh_rows));
         }
-        if (dw_apart.defined()) {
-            product(z, true, h_rows, false, dw_apart, start == 0 ? 0 : 1);
-        } else if (want_weight) {
-            accumulate_gradient(
-                weight, [&](Tensor& dw, double beta) { product(z, true, h_rows, false, dw, beta); },
-                Forms::either);
-        }
+        if (dw) dw->add(z, h_rows);
     }
     for (const Pending& sum : sums) sum->wait();
 
@@ -105,15 +99,16 @@ ops::CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Varia
                               .beta = 0,
                               .b = nullptr,
                               .y = loss.data()});
-    const Variable result = record_loss("linear_cross_entropy", {hidden, weight}, loss,
-                                        [dh, dw_apart](const Tensor& gradient, Gradients& inputs) {
-                                            LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
-                                                        "its gradients are formed in the forward pass: use "
-                                                        "CrossEntropyOptions::scale and make this loss the "
-                                                        "root of backward()");
-                                            if (dh.defined()) inputs.add(0, dh);
-                                            if (dw_apart.defined()) inputs.add(1, dw_apart);
-                                        });
+    const Variable result =
+        record_loss("linear_cross_entropy", {hidden, weight}, loss,
+                    [dh, apart = dw ? dw->apart() : Tensor{}](const Tensor& gradient, Gradients& inputs) {
+                        LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
+                                    "its gradients are formed in the forward pass: use "
+                                    "CrossEntropyOptions::scale and make this loss the "
+                                    "root of backward()");
+                        if (dh.defined()) inputs.add(0, dh);
+                        if (apart.defined()) inputs.add(1, apart);
+                    });
     return {result, losses};
 }
 

@@ -238,9 +238,9 @@ TEST(LightningAttention, Widths) {
     for (const DType dtype : kTypes)
         for (const auto& [key_dim, value_dim] : std::vector<std::pair<int64_t, int64_t>>{
                  {1, 1}, {5, 3}, {16, 48}, {64, 64}, {33, 128}, {128, 128}, {80, 17}}) {
-            check(make(1, 1, key_dim, value_dim, {0.1}), dtype, true,
-                  4);  // few numbers: their sums may cancel
-            check(make(1, 100, key_dim, value_dim, {0.1}), dtype, true, 4);
+            // Many sequences: of few numbers the sums may cancel, and what is left has large relative errors.
+            check(make(64, 1, key_dim, value_dim, {0.1}), dtype, true);
+            check(make(8, 100, key_dim, value_dim, {0.1}), dtype, true);
         }
 }
 
