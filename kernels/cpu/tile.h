@@ -64,7 +64,7 @@ public:
     }
 
 private:
-    static constexpr int kParts = 6;
+    static constexpr size_t kParts = 6;
     static constexpr int64_t kLine = 64,
                              kLinesPerStep = 12;  // about as many as can be on their way at a time
     struct Part {
@@ -72,7 +72,7 @@ private:
         int64_t rows, stride_bytes, row_bytes;
     };
     Part part_[kParts];
-    int parts_ = 0, now_ = 0;
+    size_t parts_ = 0, now_ = 0;
 };
 
 // A number close to one kept as whole + part = 1 + (number - 1), or any other as 0 + number: what a sum is
