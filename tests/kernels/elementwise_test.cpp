@@ -58,7 +58,8 @@ TEST(AddMultiply, AlsoInPlace) {
     for (const DType dtype : floating_types())
         for (const size_t count : {1, 77, 30000}) {
             SCOPED_TRACE(fmt::format("{} {} seed {}", to_string(dtype), count, seed()));
-            const Values a = rounded(dtype, random_normal(count)), b = rounded(dtype, random_normal(count));
+            Values a = rounded(dtype, random_normal(count)), b = rounded(dtype, random_normal(count));
+            if (count == 1) a = with_sign(1, a), b = with_sign(-1, b);
             Values sum(count), scaled(count), product(count);
             for (size_t i = 0; i < count; ++i) {
                 sum[i] = 0.75 * a[i] - 1.5 * b[i];
@@ -87,9 +88,9 @@ TEST(Bias, AddAndItsGradient) {
             SCOPED_TRACE(fmt::format("{} {} x {} seed {}", to_string(dtype), rows, columns, seed()));
             const DType acc = accumulator_of(dtype);
             const size_t stride = columns + 3;
-            const Values x = rounded(dtype, random_normal(rows * columns)),
-                         bias = rounded(dtype, random_normal(columns));
-            const Values old = rounded(acc, random_normal(columns));
+            Values x = rounded(dtype, random_normal(rows * columns)),
+                   bias = rounded(dtype, random_normal(columns)), old = rounded(acc, random_normal(columns));
+            if (x.size() == 1) x = with_sign(1, x), bias = with_sign(1, bias), old = with_sign(1, old);
             Values y = x, sum(columns, 0.0), accumulated(columns);
             for (size_t i = 0; i < x.size(); ++i) y[i] += bias[i % columns], sum[i % columns] += x[i];
             for (size_t c = 0; c < columns; ++c) accumulated[c] = 0.5 * old[c] + sum[c];

@@ -143,6 +143,11 @@ inline double relative_error(const std::vector<double>& a, const std::vector<dou
     }
     return norm == 0 ? std::sqrt(difference) : std::sqrt(difference / norm);
 }
+// What of few numbers is summed must not cancel, or what is left has a large relative error.
+inline std::vector<double> with_sign(double sign, std::vector<double> values) {
+    for (double& value : values) value = std::copysign(value, sign);
+    return values;
+}
 // Rows of `columns` values laid out `stride` apart; what lies between them is `gap`.
 inline std::vector<double> spread(const std::vector<double>& values, size_t columns, size_t stride,
                                   double gap = 77) {
