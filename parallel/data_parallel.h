@@ -101,9 +101,9 @@ private:
         Tensor gradient_share;  // this rank's part: of `gradients`, or its own memory, as it was reduced
         Tensor values;          // from stage 1 on
         Tensor value_share;     // this rank's part: of `values`, or at stage 3 its own memory
-        Tensor rounded;      // f32 in flight as bf16: the sums that come, of `gradient_share` from stage 1 on
-        bool first = false;  // of the units that the forward pass begins with
-        size_t missing = 0;  // gradients not complete yet
+        Tensor rounded;         // `gradients` in flight as bf16, where they are f32; stage 0: then the sums
+        bool first = false;     // of the units that the forward pass begins with
+        size_t missing = 0;     // gradients not complete yet
         Pending work;
     };
     void ready(size_t parameter);

@@ -4,7 +4,7 @@
 #include <optional>
 
 #include "core/ops.h"
-#include "core/ops/chunk_gradient.h"
+#include "core/ops/chunked_loss.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/elementwise.h"
 
@@ -66,32 +66,7 @@ CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Variable& 
         if (dw) dw->add(z, h_rows);
     }
 
-    Tensor loss = Tensor::zeros({1}, acc, h.device());
-    kernels::column_sum(h.stream(), {.rows = tokens,
-                                     .columns = 1,
-                                     .dtype = acc,
-                                     .x = losses.data(),
-                                     .x_stride = 1,
-                                     .sum = loss.data(),
-                                     .beta = 0});
-    kernels::add(h.stream(), {.count = 1,
-                              .dtype = acc,
-                              .alpha = options.scale,
-                              .a = loss.data(),
-                              .beta = 0,
-                              .b = nullptr,
-                              .y = loss.data()});
-    const Variable result =
-        record_loss("linear_cross_entropy", {hidden, weight}, loss,
-                    [dh, apart = dw ? dw->apart() : Tensor{}](const Tensor& gradient, Gradients& inputs) {
-                        LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
-                                    "its gradients are formed in the forward pass: use "
-                                    "CrossEntropyOptions::scale and make this loss the "
-                                    "root of backward()");
-                        if (dh.defined()) inputs.add(0, dh);
-                        if (apart.defined()) inputs.add(1, apart);
-                    });
-    return {result, losses};
+    return record_formed_loss(hidden, weight, losses, options.scale, dh, dw ? dw->apart() : Tensor{});
 }
 
 }  // namespace levin::ops

@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <optional>
 
-#include "core/ops/chunk_gradient.h"
+#include "core/ops/chunked_loss.h"
 #include "kernels/rank_parts.h"
 #include "parallel/tensor_parallel/ops.h"
 
@@ -90,26 +90,7 @@ ops::CrossEntropyResult linear_cross_entropy(const Variable& hidden, const Varia
     }
     for (const Pending& sum : sums) sum->wait();
 
-    Tensor loss = Tensor::zeros({1}, acc, h.device());
-    sum_rows(losses.view({tokens, 1}), loss, 0);
-    kernels::add(h.stream(), {.count = 1,
-                              .dtype = acc,
-                              .alpha = options.scale,
-                              .a = loss.data(),
-                              .beta = 0,
-                              .b = nullptr,
-                              .y = loss.data()});
-    const Variable result =
-        record_loss("linear_cross_entropy", {hidden, weight}, loss,
-                    [dh, apart = dw ? dw->apart() : Tensor{}](const Tensor& gradient, Gradients& inputs) {
-                        LEVIN_CHECK(!gradient.defined(), "linear_cross_entropy",
-                                    "its gradients are formed in the forward pass: use "
-                                    "CrossEntropyOptions::scale and make this loss the "
-                                    "root of backward()");
-                        if (dh.defined()) inputs.add(0, dh);
-                        if (apart.defined()) inputs.add(1, apart);
-                    });
-    return {result, losses};
+    return ops::record_formed_loss(hidden, weight, losses, options.scale, dh, dw ? dw->apart() : Tensor{});
 }
 
 }  // namespace levin::tensor_parallel
