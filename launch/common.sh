@@ -105,12 +105,14 @@ install_packages() {
 # SIGTERM or SIGINT calls HANDLER PID COUNT instead, which decides what the command is told. Returns the command's
 # status; supervised_signals is how many signals came.
 supervise() {
-    local handler=$1 pid before status
+    local handler=$1 pid='' before status
     shift
     supervised_signals=0
+    # A signal before the command runs is told to it once it does.
+    trap 'supervised_signals=$(( supervised_signals + 1 )); [[ ! $pid ]] || "$handler" "$pid" "$supervised_signals"' TERM INT
     setsid "$@" </dev/null &
     pid=$!
-    trap 'supervised_signals=$(( supervised_signals + 1 )); "$handler" "$pid" "$supervised_signals"' TERM INT
+    if (( supervised_signals )); then "$handler" "$pid" "$supervised_signals"; fi
     # A trapped signal ends the wait early; then wait again, for the status of the command itself.
     while :; do
         before=$supervised_signals status=0

@@ -3,6 +3,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <string_view>
 
 #include "launch/commands/commands.h"
 #include "parallel/world.h"
@@ -54,7 +55,9 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    levin::watch_signals();
+    // Which command it is must be known before the ranks find each other.
+    const bool trains = argc > 1 && std::string_view(argv[1]) == "train";
+    levin::watch_signals(trains ? levin::SignalMeaning::stop : levin::SignalMeaning::end);
     // A file over its size limit is an error like a full disk, not the end of the process.
     std::signal(SIGXFSZ, SIG_IGN);
     return levin::run_ranks([&](levin::World&) { return run(argc, argv); });

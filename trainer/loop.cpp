@@ -128,7 +128,9 @@ public:
         if (root_ && config_.log.report)
             write_report({config_.run.folder}, config_.run.folder + "/report.html");
         if (stopped)
-            say(fmt::format("stopped at step {}, saved; the same command goes on from there", step_));
+            say(step_ == 0
+                    ? "stopped before the first step; the same command starts again"
+                    : fmt::format("stopped at step {}, saved; the same command goes on from there", step_));
         return stopped ? TrainingEnd::stopped : TrainingEnd::finished;
     }
 
@@ -253,6 +255,8 @@ private:
 
     // True when it ended because somebody was told to stop.
     bool loop() {
+        StopSignal signal;
+        if (any_agree(ranks_, signal.requested())) return true;  // it came during the start
         const auto& t = config_.trainer;
         const int64_t size = mesh_->layout().dp;
         const int64_t accumulation = t.global_batch / (t.micro_batch * size);
@@ -264,7 +268,6 @@ private:
                                .stride = t.micro_batch * size,
                                .batches = (t.steps - step_) * accumulation,
                                .depth = std::max<int64_t>(1, config_.data.prefetch)});
-        StopSignal signal;
         // A GPU works on one step while the host queues the next: the numbers of a step are read then, so
         // that nothing waits. Before anything that lasts (evaluation, checkpoint, the end) the host catches
         // up, and a checkpoint is only written after the step before it proved finite.

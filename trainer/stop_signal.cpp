@@ -10,7 +10,7 @@ namespace levin {
 
 namespace {
 
-std::atomic<bool> stop_listening{false}, stop_requested{false};
+std::atomic<bool> ends_process{true}, in_loop{false}, stop_requested{false};
 
 sigset_t stop_signals() {
     sigset_t signals;
@@ -22,11 +22,9 @@ sigset_t stop_signals() {
 }
 
 void on_signal(int number) {
-    if (stop_listening) {
-        stop_requested = true;
-        return;
-    }
-    // Nobody listens: end as if there were no handler.
+    const bool again = stop_requested.exchange(true) && number == SIGINT && !in_loop;
+    if (!ends_process && !again) return;
+    // End as if there were no handler.
     std::signal(number, SIG_DFL);
     const sigset_t signals = stop_signals();
     pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
@@ -35,7 +33,8 @@ void on_signal(int number) {
 
 }  // namespace
 
-void watch_signals() {
+void watch_signals(SignalMeaning meaning) {
+    ends_process = meaning == SignalMeaning::end;
     const sigset_t signals = stop_signals();
     for (const int number : {SIGTERM, SIGINT, SIGUSR1}) {
         struct sigaction action {
@@ -54,11 +53,8 @@ void watch_signals() {
     }).detach();
 }
 
-StopSignal::StopSignal() {
-    stop_requested = false;
-    stop_listening = true;
-}
-StopSignal::~StopSignal() { stop_listening = false; }
+StopSignal::StopSignal() { in_loop = true; }
+StopSignal::~StopSignal() { in_loop = false; }
 bool StopSignal::requested() const { return stop_requested; }
 
 }  // namespace levin

@@ -8,11 +8,14 @@
 
 namespace levin {
 
-// First thing in main(), before any thread is started. Until a StopSignal lives these signals end the
-// process as usual.
-void watch_signals();
+enum class SignalMeaning { end, stop };
 
-// While one lives, the signals no longer end the process: requested() becomes true. One at a time.
+// First thing in main(), before any thread is started. SignalMeaning::end: these signals end the process as
+// usual. SignalMeaning::stop: they are a wish from the first moment on, also while the ranks find each other
+// and the checkpoint is read; but outside of the loop a second SIGINT ends the process.
+void watch_signals(SignalMeaning meaning);
+
+// The loop that heeds the wish, which may have come before. One at a time.
 class StopSignal {
 public:
     StopSignal();

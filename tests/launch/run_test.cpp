@@ -31,6 +31,22 @@ TEST(Run, ASignalSavesAndEndsWell) {
     EXPECT_FALSE(outcome.says("\r")) << "a progress line redrawn where nobody sees it";
 }
 
+// While mpirun itself starts, while the ranks are loaded, while they find each other.
+TEST(Run, ASignalDuringTheStartEndsWellToo) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    for (const char* seconds : {"0", "0.1", "0.2", "0.4"}) {
+        std::string command = train(folder, "run", "trainer.steps=100000");
+        command.replace(0, levin().size(), "levin");
+        const Outcome outcome =
+            shell("export LEVIN_PROGRAM=" + levin() + "; " + source_folder() + "/launch/run -n 2 " + command +
+                  " & run=$!; until pgrep -P $run -x mpirun >/dev/null; do sleep 0.01; done; sleep " +
+                  seconds + "; kill -TERM $run; wait $run");
+        EXPECT_EQ(outcome.status, 0) << seconds << outcome.output;
+        EXPECT_TRUE(outcome.says("; the same command ")) << seconds << outcome.output;
+    }
+}
+
 TEST(Run, ALostRankIsNamedAndTheRunGoesOn) {
     const TemporaryFolder folder;
     make_shard(folder);

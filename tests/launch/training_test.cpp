@@ -57,6 +57,36 @@ TEST(Training, ManySignalsWhileComputingDoNoHarm) {
     EXPECT_EQ(ended.status, 128 + 15) << ended.output;
 }
 
+// A signal that is there before the program is: as early as one can come.
+std::string told_at_once(const std::string& command, const std::string& condition = "true") {
+    return "env --block-signal=USR1 bash -c '! " + condition + " || kill -USR1 $$; exec \"$@\"' bash " +
+           command;
+}
+
+TEST(Training, ASignalDuringTheStartStopsBeforeTheFirstStep) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const std::string settings = "trainer.steps=3 checkpoint.every=2";
+    // One process, and the last of two ranks.
+    for (const std::string& command :
+         {told_at_once(train(folder, "run", settings)),
+          mpirun(2) + told_at_once(train(folder, "run", settings), "[ $OMPI_COMM_WORLD_RANK = 1 ]")}) {
+        const Outcome stopped = shell(command);
+        EXPECT_EQ(stopped.status, 0) << stopped.output;
+        EXPECT_TRUE(stopped.says("stopped before the first step")) << stopped.output;
+        EXPECT_TRUE(lines(folder / "run/metrics.jsonl").empty());
+    }
+    // Started again, it trains; told so once more, it keeps what is there.
+    ASSERT_EQ(shell(train(folder, "run", settings)).status, 0);
+    const auto rows = exact_metrics(folder / "run");
+    std::filesystem::remove_all(folder / "run/checkpoints/step_00000003");
+    const Outcome between = shell(told_at_once(train(folder, "run", settings)));
+    EXPECT_EQ(between.status, 0) << between.output;
+    EXPECT_TRUE(between.says("stopped at step 2, saved")) << between.output;
+    ASSERT_EQ(shell(train(folder, "run", settings)).status, 0);
+    EXPECT_EQ(exact_metrics(folder / "run"), rows);
+}
+
 TEST(Training, TwoRanksContinueToTheBitToo) {
     const TemporaryFolder folder;
     make_shard(folder);
