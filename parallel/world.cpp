@@ -4,13 +4,11 @@
 #include <omp.h>
 
 #include <cctype>
-#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <fstream>
 #include <sstream>
-#include <thread>
 
 #include "kernels/device_memory.h"
 #include "parallel/agreement.h"
@@ -164,26 +162,16 @@ void World::finish() {
 
 namespace {
 
-// `waited`: as long as any other rank with a failure of this kind, so that the first to fail comes here
-// first.
-int report(const World* world, const char* what, int status, bool waited = false) {
+int report(const World* world, const std::string& what, int status) {
+    std::string text = what;
     if (world && world->size() > 1) {
-        // Most failures happen on all ranks alike. Rank 0 speaks first, and the others then keep silent; so
-        // does rank 0 after another one.
-        const int rounds = world->is_root() ? 0 : waited ? 20 : 80;
-        for (int i = 0; i <= rounds; ++i) {
-            if (world->watchdog() && world->watchdog()->job_ends()) return status;
-            if (i < rounds) std::this_thread::sleep_for(std::chrono::milliseconds(10));
-        }
-        const std::string text =
+        // Ends the job with one message about the first failure of all, unless rank 0 cannot be reached.
+        if (world->watchdog()) world->watchdog()->fail(what, status);
+        text =
             fmt::format("rank {} of {} on {}: {}", world->rank(), world->size(), world->place().host, what);
-        std::fprintf(stderr, "levin: %s\n", text.c_str());
-        // What a restart may go on after is kept, as the watchdog's messages are.
-        if (status == static_cast<int>(Fault::internal) || status == static_cast<int>(Fault::communication))
-            Watchdog::keep_message(text);
-    } else {
-        std::fprintf(stderr, "levin: %s\n", what);
+        Watchdog::keep_message(text, status);
     }
+    std::fprintf(stderr, "levin: %s\n", text.c_str());
     std::fflush(stderr);
     return status;
 }
@@ -193,12 +181,7 @@ int guarded(const World* world, const std::function<int()>& stage) {
     try {
         return stage();
     } catch (const Error& error) {
-        // The watchdog knows where the other ranks stand; it ends the job with one message.
-        if (error.fault() == Fault::communication && world && world->watchdog())
-            world->watchdog()->accuse(error.what());
-        const bool wait = error.fault() == Fault::internal && world && world->watchdog();
-        if (wait) world->watchdog()->wait_for_loss();
-        return report(world, error.what(), error.exit_status(), wait);
+        return report(world, error.what(), error.exit_status());
     } catch (const std::bad_alloc&) {
         return report(world, "[memory] the machine has no memory left", 1);
     } catch (const std::exception& error) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <list>
 #include <mutex>
 #include <sstream>
@@ -31,8 +32,15 @@ struct State {
     std::list<Flying> flying;
     uint64_t next = 1;
     std::string last, trouble;
+    std::string fallen_from;  // where an exception began to leave places, until one is entered again
+    Clock::time_point fallen;
     std::vector<std::function<void()>> emergency;
 
+    std::string joined_places() const {
+        std::string text;
+        for (const std::string& place : places) text += (text.empty() ? "" : ", ") + place;
+        return text;
+    }
     void sweep() {
         flying.remove_if([this](const Flying& operation) {
             if (!operation.ended) return false;
@@ -70,6 +78,7 @@ Place::Place(std::string text) {
     const std::lock_guard lock(s.mutex);
     s.places.push_back(std::move(text));
     s.moved = Clock::now();
+    s.fallen_from.clear();
 }
 void Place::move_to(std::string text) {
     State& s = state();
@@ -80,6 +89,10 @@ void Place::move_to(std::string text) {
 Place::~Place() {
     State& s = state();
     const std::lock_guard lock(s.mutex);
+    if (std::uncaught_exceptions() > 0 && s.fallen_from.empty()) {
+        s.fallen_from = s.joined_places();
+        s.fallen = Clock::now();
+    }
     s.places.pop_back();
     s.moved = Clock::now();
 }
@@ -128,7 +141,7 @@ Activity current_activity() {
     const std::lock_guard lock(s.mutex);
     s.sweep();
     Activity activity;
-    for (const std::string& place : s.places) activity.place += (activity.place.empty() ? "" : ", ") + place;
+    activity.place = s.joined_places();
     activity.seconds = since(s.moved);
     activity.last = s.last;
     activity.trouble = s.trouble;
@@ -141,6 +154,13 @@ Activity current_activity() {
                                            since(operation.start), static_cast<bool>(operation.ended)});
     }
     return activity;
+}
+
+Fall last_fall() {
+    State& s = state();
+    const std::lock_guard lock(s.mutex);
+    if (s.fallen_from.empty()) return {};
+    return {s.last.empty() ? s.fallen_from : s.fallen_from + ", after " + s.last, since(s.fallen)};
 }
 
 std::string Activity::to_bytes() const {

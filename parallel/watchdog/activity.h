@@ -51,4 +51,12 @@ struct Activity {
 };
 Activity current_activity();
 
+// An exception that has left a Place: where the program stood, in words, and for how many seconds it has been
+// on its way out. Without a place where there was none.
+struct Fall {
+    std::string place;
+    double seconds = 0;
+};
+Fall last_fall();
+
 }  // namespace levin

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <map>
 
+#include "kernels/base/error.h"
+
 namespace levin {
 
 namespace {
@@ -128,10 +130,23 @@ std::optional<std::string> verdict(const std::vector<RankReport>& ranks, const L
     return silent(ranks, limits.heartbeat);
 }
 
-std::string accusation_text(const std::vector<RankReport>& ranks, int accuser,
-                            const std::string& accusation) {
-    return fmt::format("{}: {}", name_of(ranks[static_cast<size_t>(accuser)], ranks.size()), accusation) +
-           others(ranks, {accuser});
+const Failure& first_cause(const std::vector<Failure>& failures) {
+    const Failure& first = *std::min_element(
+        failures.begin(), failures.end(), [](const Failure& a, const Failure& b) { return a.time < b.time; });
+    const Failure* lowest = &first;
+    for (const Failure& failure : failures)
+        if (failure.text == first.text && failure.rank < lowest->rank) lowest = &failure;
+    return *lowest;
+}
+
+std::string failure_text(const std::vector<RankReport>& ranks, const Failure& failure) {
+    if (failure.rank < 0) return failure.text;
+    const bool communication = failure.status == static_cast<int>(Fault::communication);
+    std::string text = name_of(ranks[static_cast<size_t>(failure.rank)], ranks.size()) + ": " + failure.text;
+    if (!failure.place.empty() && (communication || failure.status == static_cast<int>(Fault::internal)))
+        text += "; it stood in: " + failure.place;
+    if (communication) text += others(ranks, {failure.rank});
+    return text;
 }
 
 }  // namespace levin

@@ -25,7 +25,21 @@ struct Limits {
 
 // The message about the rank that failed; nothing while all is well.
 std::optional<std::string> verdict(const std::vector<RankReport>& ranks, const Limits& limits);
-// `accusation`, as rank `accuser` made it, with where all ranks stood.
-std::string accusation_text(const std::vector<RankReport>& ranks, int accuser, const std::string& accusation);
+
+// One of the failures that the judge has heard of.
+struct Failure {
+    double time = 0;    // when it happened, in seconds on the judge's clock
+    int rank = -1;      // that failed by itself; -1: the judge found it
+    int status = 4;     // that the job shall end with
+    std::string text;   // what the rank says
+    std::string place;  // where it stood; may be empty
+};
+
+// The one that the others may be consequences of: the first. Of ranks that said the same (a mistake that all
+// make alike) the lowest. Needs at least one.
+const Failure& first_cause(const std::vector<Failure>& failures);
+// "rank 2 of 3 on b: .."; for what is nobody's plain mistake also where it stood, and where the others do if
+// it is about communication.
+std::string failure_text(const std::vector<RankReport>& ranks, const Failure& failure);
 
 }  // namespace levin

@@ -30,13 +30,16 @@ using Clock = std::chrono::steady_clock;
 double since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
 constexpr double kBeat = 0.5;  // seconds between two reports
-// Seconds that a failure of any other kind waits for word of a lost rank: where ranks share memory of GPUs
-// and connections, one that is killed can make the others' calls fail before its own end is seen.
+// Seconds that the judge listens from the first failure on: another rank that failed before, or was killed,
+// may be heard of later. (Where ranks share memory of GPUs and connections, one that is killed can make the
+// others' calls fail before its own end is seen.)
 constexpr double kConsequence = 1.5;
+// Seconds that a rank which failed waits for the judge to end the job.
+constexpr double kJudgement = 5;
 
-// Kinds of frames. hello: token and place; state: an Activity; end: a rank ends by itself; accuse and
-// verdict: text.
-constexpr char kHello = 'h', kState = 's', kEnd = 'e', kAccuse = 'a', kVerdict = 'v';
+// Kinds of frames. hello: token and place; state: an Activity; end: a rank ends by itself; failure: a
+// Failure, with how long ago it was as its time, since the clocks of hosts differ; verdict: status and text.
+constexpr char kHello = 'h', kState = 's', kEnd = 'e', kFailure = 'f', kVerdict = 'v';
 
 double heartbeat_timeout() {
     const char* text = std::getenv("LEVIN_HEARTBEAT_TIMEOUT");
@@ -48,12 +51,28 @@ double heartbeat_timeout() {
     return value;
 }
 
+// A Failure, or with the text alone a verdict.
+std::string failure_bytes(const Failure& failure) {
+    return fmt::format("{}\n{}\n{}\n{}", failure.status, failure.time, failure.place, failure.text);
+}
+Failure failure_from(const std::string& bytes, int rank) {
+    Failure failure{.time = 0, .rank = rank, .status = 1, .text = {}, .place = {}};
+    std::istringstream stream(bytes);
+    stream >> failure.status >> failure.time;
+    stream.ignore();
+    std::getline(stream, failure.place);
+    std::getline(stream, failure.text, '\0');
+    return failure;
+}
+
 std::mutex folder_mutex;
 std::string message_folder;
 
 }  // namespace
 
-bool Watchdog::keep_message(const std::string& text) {
+bool Watchdog::keep_message(const std::string& text, int status) {
+    if (status != static_cast<int>(Fault::internal) && status != static_cast<int>(Fault::communication))
+        return true;
     std::string folder;
     {
         const std::lock_guard lock(folder_mutex);
@@ -105,20 +124,22 @@ struct Watchdog::Thread {
     }
 
     // Ends this process; `says`: this rank prints the message.
-    [[noreturn]] void end_process(const std::string& text, bool says) {
+    [[noreturn]] void end_process(const std::string& text, int status, bool says) {
         std::signal(SIGTERM, SIG_IGN);  // mpirun may already be ending us, and the message comes first
         // The judge speaks in any case: whoever kept a message first may be cut off, and nobody hears it.
-        if (says && (keep_message(text) || rank == 0)) {
+        if (says && (keep_message(text, status) || rank == 0)) {
             std::fprintf(stderr, "levin: %s\n", text.c_str());
             std::fflush(stderr);
         }
         if (rank == 0) {
-            for (Peer& peer : peers) peer.channel.send(kVerdict, text);
+            const std::string verdict =
+                failure_bytes({.time = 0, .status = status, .text = text, .place = {}});
+            for (Peer& peer : peers) peer.channel.send(kVerdict, verdict);
             std::this_thread::sleep_for(std::chrono::milliseconds(100));
             for (Peer& peer : peers) peer.channel.flush();
         }
         run_emergency_actions();
-        _exit(static_cast<int>(Fault::communication));
+        _exit(status);
     }
 
     struct Peer {
@@ -146,13 +167,16 @@ struct Watchdog::Thread {
             reports[static_cast<size_t>(peer.rank)].activity = Activity::from_bytes(frame.bytes);
         } else if (frame.kind == kEnd) {
             note_end(peer.rank, frame.bytes);
-        } else if (frame.kind == kAccuse) {
-            blame(peer.rank, frame.bytes);
+        } else if (frame.kind == kFailure) {
+            note_failure(failure_from(frame.bytes, peer.rank));
         }
     }
 
-    void blame(int accuser, const std::string& text) {
-        if (blamed.empty()) blamed = accusation_text(current(), accuser, text);
+    // `failure`: with how long ago it was as its time. Where the others stand is told as of now.
+    void note_failure(Failure failure) {
+        failure.time = since(start) - failure.time;
+        messages.push_back(failure_text(current(), failure));
+        failures.push_back(std::move(failure));
     }
 
     // Somebody ends by itself: with a fault, the whole job does, and that rank says why.
@@ -197,18 +221,27 @@ struct Watchdog::Thread {
             std::erase_if(peers, [](const Peer& peer) { return !peer.channel.open(); });
             end_with_the_job();
             if (job_ends) continue;
-            take_accusation();
+            take_own();
             const std::optional<std::string> text = verdict(current(), limits);
-            if (text && blamed.empty()) blamed = *text;
-            if (!blamed.empty() && first_sign == Clock::time_point{}) {
+            if (text && !found) {
+                found = true;
+                note_failure({.text = *text, .place = {}});
+            }
+            if (!failures.empty() && first_sign == Clock::time_point{}) {
                 std::signal(SIGTERM, SIG_IGN);
                 first_sign = Clock::now();
             }
             // Losses that go together are told together, but mpirun gives little time.
             const bool loss = std::any_of(reports.begin(), reports.end(),
                                           [](const RankReport& report) { return report.lost; });
-            if (!blamed.empty() && since(first_sign) > (loss ? 0.02 : kConsequence))
-                end_process(loss ? *text : blamed, true);
+            if (loss && since(first_sign) > 0.02)
+                end_process(*text, static_cast<int>(Fault::communication), true);
+            // Nothing more can come once every rank has failed, as they do where a setting is wrong.
+            if (!loss && !failures.empty() &&
+                (since(first_sign) > kConsequence || failures.size() == reports.size() + (found ? 1 : 0))) {
+                const Failure& first = first_cause(failures);
+                end_process(messages[static_cast<size_t>(&first - failures.data())], first.status, true);
+            }
             if (since(beat) < kBeat) continue;
             beat = Clock::now();
             const std::string state = current_activity().to_bytes();
@@ -230,6 +263,7 @@ struct Watchdog::Thread {
                     "levin: warning: rank %d on %s cannot reach rank 0 on %s over TCP: a rank that dies will "
                     "be noticed late\n",
                     rank, host.c_str(), judge_host.c_str());
+                alone = true;
                 return;
             }
         }
@@ -246,7 +280,10 @@ struct Watchdog::Thread {
             if (since(round) > 2) to_judge.heard = Clock::now();
             round = Clock::now();
             for (const Frame& frame : to_judge.channel.receive()) {
-                if (frame.kind == kVerdict) end_process(frame.bytes, false);
+                if (frame.kind == kVerdict) {
+                    const Failure first = failure_from(frame.bytes, -1);
+                    end_process(first.text, first.status, false);
+                }
                 told_by_judge = true;
                 take(to_judge, frame);
             }
@@ -265,12 +302,12 @@ struct Watchdog::Thread {
                 const int pause = std::min(100 * (rank - 1), 2000) + (told_by_judge ? 0 : 2000);
                 std::this_thread::sleep_for(std::chrono::milliseconds(pause));
                 if (stop) return;  // all had come to the end of the program
-                end_process(*verdict(current(), limits), true);
+                end_process(*verdict(current(), limits), static_cast<int>(Fault::communication), true);
             }
             {
                 const std::lock_guard lock(mutex);
-                if (!accusation.empty()) to_judge.channel.send(kAccuse, accusation);
-                accusation.clear();
+                if (own_failure) to_judge.channel.send(kFailure, failure_bytes(told_now()));
+                own_failure.reset();
                 if (!own_end.empty()) to_judge.channel.send(kEnd, own_end);
                 own_end.clear();
                 told = true;
@@ -283,30 +320,27 @@ struct Watchdog::Thread {
         to_judge.channel.send(kEnd, "0");
     }
 
-    void take_accusation() {
-        std::string text, end;
+    // What the judge's own rank has to tell.
+    void take_own() {
+        std::string end;
         {
             const std::lock_guard lock(mutex);
-            text = std::move(accusation);
-            accusation.clear();
+            if (own_failure) note_failure(told_now());
+            own_failure.reset();
             end = std::move(own_end);
             own_end.clear();
             told = true;
         }
-        if (!text.empty()) blame(rank, text);
         if (end.empty()) return;
         for (Peer& peer : peers) peer.channel.send(kEnd, end);
         note_end(rank, end);
     }
 
-    // Hands something to the thread and waits until it has gone out.
-    void tell(std::string& slot, const std::string& text) {
-        {
-            const std::lock_guard lock(mutex);
-            slot = text;
-            told = false;
-        }
-        for (int i = 0; i < 100 && !told; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    // This rank's own failure, with how long ago it was as its time.
+    Failure told_now() const {
+        Failure failure = *own_failure;
+        failure.time = since(start) - failure.time;
+        return failure;
     }
 
     const int rank, size;
@@ -317,12 +351,17 @@ struct Watchdog::Thread {
     int port = 0, listener = -1;
     std::vector<RankReport> reports;
     std::vector<Peer> peers;  // of rank 0
-    std::string blamed;       // the message about the first failure that was seen
+    const Clock::time_point start = Clock::now();
+    std::vector<Failure> failures;      // that the judge has heard of, by start's clock
+    std::vector<std::string> messages;  // about each
+    bool found = false;                 // one of them is the judge's own verdict
     std::atomic<bool> stop{false}, told{false}, job_ends{false};
+    std::atomic<bool> alone{false};  // rank 0 cannot be reached
     Clock::time_point ending_since{};
     int ending_status = 1;
     std::mutex mutex;
-    std::string accusation, own_end;
+    std::optional<Failure> own_failure;
+    std::string own_end;
     std::thread thread;
 };
 
@@ -330,18 +369,28 @@ Watchdog::Watchdog(Communicator& ranks, const std::string& host)
     : thread_(std::make_unique<Thread>(ranks, host)) {}
 Watchdog::~Watchdog() = default;
 
-void Watchdog::leave(int status) { thread_->tell(thread_->own_end, std::to_string(status)); }
-
-bool Watchdog::job_ends() const { return thread_->job_ends; }
-
-void Watchdog::wait_for_loss() {
-    for (int i = 0; i < 100 * (kConsequence + kBeat) && !job_ends(); ++i)
+void Watchdog::leave(int status) {
+    {
+        const std::lock_guard lock(thread_->mutex);
+        thread_->own_end = std::to_string(status);
+        thread_->told = false;
+    }
+    for (int i = 0; i < 100 && !thread_->told && !thread_->alone; ++i)
         std::this_thread::sleep_for(std::chrono::milliseconds(10));
 }
 
-void Watchdog::accuse(const std::string& text) {
-    thread_->tell(thread_->accusation, text);
-    std::this_thread::sleep_for(std::chrono::seconds(3));
+void Watchdog::fail(const std::string& text, int status) {
+    const Fall fall = last_fall();
+    {
+        const std::lock_guard lock(thread_->mutex);
+        thread_->own_failure = Failure{.time = since(thread_->start) - fall.seconds,
+                                       .rank = thread_->rank,
+                                       .status = status,
+                                       .text = text,
+                                       .place = fall.place};
+    }
+    for (int i = 0; i < 100 * kJudgement && !thread_->alone; ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
 }
 
 void Watchdog::keep_message_in(const std::string& folder, bool set_aside_old) {

@@ -1,9 +1,10 @@
 // Watches over a job: a thread on every rank that notices when another rank dies, hangs, or makes another
 // call than the rest, and then ends the process with status 4. It talks TCP, not MPI, and waits for nobody.
 //
-// Rank 0 is the judge: every rank tells it twice a second what it does (activity.h). The judge decides, says
-// which rank failed, in which collective and where in the program, and the others end with it. If the judge
-// itself goes, every other rank sees that, and the first one to get there says so.
+// Rank 0 is the judge: every rank tells it twice a second what it does (activity.h), and at once when it
+// fails. The judge decides, says which rank failed first, in which collective and where in the program, and
+// the others end with it. If the judge itself goes, every other rank sees that, and the first one to get
+// there says so.
 //
 // Seconds without a word until a rank counts as lost: LEVIN_HEARTBEAT_TIMEOUT, 10.
 #pragma once
@@ -26,16 +27,13 @@ public:
     // This rank ends by itself with `status`: the others shall not call it lost. For status 0 every rank must
     // do so.
     void leave(int status);
-    // Another rank has said that it ends with a fault, and why.
-    bool job_ends() const;
-    // This rank's communication failed with `text`. The judge adds what it knows and ends the job: returns
-    // only when it has not, after a few seconds.
-    void accuse(const std::string& text);
-    // Before this rank tells of a failure of its own, which may be the consequence of another rank's loss:
-    // gives the judge time to find that, and then does not return.
-    void wait_for_loss();
-    // Writes a message where keep_message_in said; false when one is there already.
-    static bool keep_message(const std::string& text);
+    // This rank failed with `text`, now or as last_fall() says, and the job shall end with `status`. The
+    // judge hears what else fails meanwhile, prints one message about the first of all failures (a lost rank
+    // before any) and ends the job: returns only when there is no judge to be reached, after a few seconds.
+    void fail(const std::string& text, int status);
+    // Writes the message of a job that ends with `status` where keep_message_in said, if a restart may go on
+    // after it; false when one is there already.
+    static bool keep_message(const std::string& text, int status);
     // Where the message is kept as well: <folder>/failure.txt. That of an earlier end becomes
     // failure_before.txt.
     static void keep_message_in(const std::string& folder, bool set_aside_old);

@@ -59,13 +59,19 @@ int end_as_told(World& world, const std::string& how) {
             return std::raise(SIGKILL);
         });
     }
-    // Rank 0 fails as well, of what the last one did.
-    if (how == "internal-and-felt") {
-        if (world.is_root()) {
-            std::this_thread::sleep_for(std::chrono::milliseconds(500));
-            fail(Fault::internal, "test", "a call that the failed rank had to do with");
+    // The other ranks fail as well, of what the last one did, each some time later.
+    if (how == "internal-and-felt" || how == "internal-and-accused") {
+        const Fault fault = how == "internal-and-felt" ? Fault::internal : Fault::communication;
+        const int last = world.size() - 1;
+        const Tensor word = Tensor::zeros({1}, DType::f32);
+        if (world.rank() < last) {
+            world.all().recv(word, last);
+            std::this_thread::sleep_for(std::chrono::milliseconds(world.is_root() ? 100 : 400));
+            fail(fault, "test", "a call that the failed rank had to do with");
         }
-        return one_rank_fails(world, []() -> int { fail(Fault::internal, "test", "no space left"); });
+        const Place inner("writing what it had computed");
+        for (int r = 0; r < last; ++r) world.all().send(word, r);
+        fail(Fault::internal, "test", "no space left");
     }
     if (how == "internal-kept") {
         Watchdog::keep_message_in(std::getenv("LEVIN_TEST_FOLDER"), false);

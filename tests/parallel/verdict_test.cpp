@@ -96,6 +96,21 @@ TEST(Verdict, TroubleOnAGpuIsTold) {
     EXPECT_TRUE(says(verdict(ranks, {}), {"rank 1 of 3 on a: [cuda] an illegal memory access"}));
 }
 
+TEST(Verdict, TheFirstFailureIsTheCause) {
+    const std::vector<Failure> failures{
+        {.time = 3.1, .rank = 0, .status = 4, .text = "[mpi] lost", .place = ""},
+        {.time = 3.0, .rank = 2, .status = 1, .text = "[file] full", .place = "step 3, saving"},
+        {.time = 3.2, .rank = 1, .status = 1, .text = "[file] full", .place = "step 4"}};
+    EXPECT_EQ(&first_cause(failures), &failures[2]);  // said the same as the first, and is the lower rank
+    const std::vector<RankReport> ranks = three_ranks();
+    EXPECT_EQ(failure_text(ranks, failures[1]), "rank 2 of 3 on b: [file] full; it stood in: step 3, saving");
+    EXPECT_TRUE(
+        says(failure_text(ranks, failures[0]), {"rank 0 of 3 on a: [mpi] lost\n  rank 1 on a: step"}));
+    // A plain mistake of the user needs no place.
+    EXPECT_EQ(failure_text(ranks, {.rank = 0, .status = 2, .text = "[config] no", .place = "step 1"}),
+              "rank 0 of 3 on a: [config] no");
+}
+
 TEST(Verdict, ActivityTravelsAsBytes) {
     Activity activity{.place = "step 3, backward\nwith\ta tab",
                       .seconds = 2.5,
@@ -127,6 +142,14 @@ TEST(Verdict, PlacesNest) {
     ended = true;
     EXPECT_TRUE(current_activity().operations.empty());
     EXPECT_EQ(current_activity().last, "all_reduce of 1 f64, call 7 on world");
+    try {
+        const Place inner("forward");
+        throw std::runtime_error("so");
+    } catch (const std::exception&) {
+        EXPECT_EQ(last_fall().place, "step 5, forward, after all_reduce of 1 f64, call 7 on world");
+    }
+    const Place next("it was mended");
+    EXPECT_EQ(last_fall().place, "");
 }
 
 }  // namespace
