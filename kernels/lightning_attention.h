@@ -40,6 +40,7 @@ struct LightningShape {
 };
 
 // Strides are between tokens; q, k, v are usually columns of one projection. o contiguous.
+// Without a token what enters leaves: final_state = initial_state, and backward its gradient likewise.
 // A state pointer may be nullptr (initial: zero; final: not wanted); final_state may be initial_state for
 // sequences of less than 1024 tokens. Longer ones may be cut, and then every piece reads the initial state.
 struct LightningForward {

@@ -128,6 +128,28 @@ TEST(Fused, PackedDocumentsEqualSeparateOnes) {
     }
 }
 
+TEST(Fused, WithoutTokensTheStateThatEntersLeaves) {
+    const int64_t heads = 2, width = 12;
+    const TokenLayout none{.batch = 3, .length = 0};
+    std::vector<Variable> in;
+    for (int i = 0; i < 3; ++i) in.emplace_back(Tensor::empty({0, width}, DType::f64), true);
+    const Variable theta(x({heads, width / heads}, "theta"), true),
+        initial(x({3, heads, width, width / heads}, "state"), true);
+    const LightningResult result =
+        lightning_attention(in[0], in[1], in[2],
+                            {.heads = heads,
+                             .slopes = Tensor::from({heads}, std::vector<float>{0.01f, 0.2f}),
+                             .theta = theta,
+                             .initial_state = initial,
+                             .want_final_state = true},
+                            none);
+    EXPECT_EQ(test::relative_error(result.final_state.value(), initial.value()), 0);
+    const Tensor seed = x(initial.value().shape(), "seed");
+    backward(result.final_state, seed);
+    EXPECT_EQ(test::relative_error(initial.gradient(), seed), 0);
+    EXPECT_EQ(test::relative_error(theta.gradient(), Tensor::zeros(theta.value().shape(), DType::f64)), 0);
+}
+
 TEST(Fused, LinearCrossEntropyInAnyChunks) {
     const Tensor targets = Tensor::from({130}, [] {
         std::vector<int32_t> ids(130);

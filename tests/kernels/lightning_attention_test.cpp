@@ -339,6 +339,29 @@ TEST(LightningAttention, DocumentsWithoutStates) {
     for (const DType dtype : kTypes) check(p, dtype, false);
 }
 
+// What enters leaves, forward and backward, and theta's gradient is what it was.
+TEST(LightningAttention, NoTokensAtAll) {
+    for (const DType dtype : kTypes)
+        for (const bool with_states : {false, true})
+            for (const bool packed : {false, true}) {
+                Lightning p = make(packed ? 1 : 2, 0, 64, 64, kFirstLayer);
+                p.theta = random_theta(p);
+                if (packed) p.borders = {0, 0, 0, 0};
+                const LightningInputs in = random_inputs(p, dtype, with_states);
+                const Values zero(static_cast<size_t>(p.state_count()), 0);
+                States states;
+                for (States* first : {static_cast<States*>(nullptr), &states}) {
+                    const LightningOutputs out = run(p, dtype, in, 0.5, 3, first);
+                    EXPECT_EQ(out.final_state, with_states ? in.initial_state : zero);
+                    EXPECT_EQ(out.d_initial_state, with_states ? in.d_final_state : zero);
+                    EXPECT_EQ(out.dtheta, Values(p.theta.size(), 1.5));
+                }
+                EXPECT_EQ(states.leaves, zero);
+                EXPECT_EQ(states.enters, zero);
+                EXPECT_EQ(run(p, dtype, in).dtheta, Values(p.theta.size(), 0));
+            }
+}
+
 // A sequence in two calls, the state and its gradient handed over, is the sequence in one.
 TEST(LightningAttention, StateHandedOver) {
     for (const int64_t cut : {1, 30, 64, 99}) {
