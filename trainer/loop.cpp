@@ -338,12 +338,18 @@ private:
         arrive(step);
         const StepMetrics& row = step.row;
         record(row);
-        if (!std::isfinite(row.loss) || !std::isfinite(row.grad_norm))
-            fail(Fault::numbers, "train",
-                 "step {}: loss {} and gradient norm {} are no longer finite. The last checkpoint is from "
-                 "step {}; "
-                 "try a lower optimizer.learning_rate or a longer schedule.warmup_steps",
-                 row.step, row.loss, row.grad_norm, saved_step_);
+        if (std::isfinite(row.loss) && std::isfinite(row.grad_norm)) return;
+        const int64_t pad = config_.model.pad_token_id;
+        fail(Fault::numbers, "train",
+             "step {}: loss {} and gradient norm {} are no longer finite. The last checkpoint is from step "
+             "{}; "
+             "try a lower optimizer.learning_rate or a longer schedule.warmup_steps{}",
+             row.step, row.loss, row.grad_norm, saved_step_,
+             pad < 0 ? ""
+                     : fmt::format(
+                           ", and take pad tokens (id {}) out of the data if it has any: their zero rows can "
+                           "make gradients overflow (model.pad_token_id in docs/config.md)",
+                           pad));
     }
 
     Underway update(Prefetcher& prefetcher, int64_t accumulation) {

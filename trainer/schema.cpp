@@ -183,7 +183,11 @@ void add_model(std::vector<SchemaKey>& keys) {
     KEY(model, bos_token_id, integer, {-1, 1 << 26}, "Begin-of-text token. -1: none.");
     KEY(model, eos_token_id, integer, {-1, 1 << 26}, "End-of-text token: generation stops there. -1: none.");
     KEY(model, pad_token_id, integer, {-1, 1 << 26},
-        "Padding token; its embedding starts at zero. -1: none.");
+        "Padding token; its embedding starts at zero. -1: none. Keep pad tokens out of training data: the "
+        "norm "
+        "of a zero row multiplies gradients by 1 / sqrt(norm_eps) = 1000, in every layer where zero rows "
+        "still "
+        "attend (1+elu, 2+elu, sigmoid or exp for q and k, or a sigmoid gate), until f32 overflows.");
 }
 
 void add_data(std::vector<SchemaKey>& keys) {

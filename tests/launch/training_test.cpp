@@ -250,6 +250,13 @@ TEST(Training, BadNumbersEndWithStatus3) {
         "trainer.steps=200 optimizer.learning_rate=1e30 schedule.warmup_steps=1 trainer.clip_grad_norm=0"));
     EXPECT_EQ(exploded.status, 3) << exploded.output;
     EXPECT_TRUE(exploded.says("no longer finite")) << exploded.output;
+    EXPECT_FALSE(exploded.says("pad tokens")) << exploded.output;
+    // Spaces as pad tokens: 24 norms of zero rows, each of which attends.
+    const Outcome padded = shell(train(folder, "padded",
+                                       "trainer.steps=2 model.num_layers=24 model.hidden_size=128 "
+                                       "model.pad_token_id=32 model.qk_activation=1+elu"));
+    EXPECT_EQ(padded.status, 3) << padded.output;
+    EXPECT_TRUE(padded.says("take pad tokens (id 32) out of the data")) << padded.output;
 }
 
 TEST(Training, WritesAReportAndItsTokenizer) {
