@@ -1,5 +1,4 @@
-#include "kernels/lightning_attention.h"
-
+#include "core/ops/lightning_arguments.h"
 #include "kernels/rank_parts.h"
 #include "parallel/context_parallel/ops.h"
 
@@ -11,7 +10,7 @@ using Segment = SequenceChunks::Segment;
 
 // What forward and backward need, kept by the graph.
 struct Attention {
-    Tensor q, k, v, theta, slopes;
+    ops::LightningTensors x;
     ops::TokenLayout layout;
     kernels::LightningShape shape;  // of all tokens of this rank
     Shape state_shape;              // of one rank: [rows, heads, key_width, value_dim]
@@ -19,11 +18,13 @@ struct Attention {
     std::vector<Tensor> kept = {};  // by segment: states inside, for backward
 
     const SequenceChunks& chunks() const { return *layout.chunks; }
-    DType acc() const { return accumulator_of(q.dtype()); }
+    DType acc() const { return accumulator_of(x.q.dtype()); }
+    const Device& device() const { return x.q.device(); }
+    Stream stream() const { return x.q.stream(); }
 
     kernels::LightningShape shape_of(const Segment& segment) const {
         kernels::LightningShape s = shape;
-        if (theta.defined()) s.theta = theta.data();  // ZeRO may have moved it since the forward pass
+        s.theta = ops::data_or_null(x.theta);  // ZeRO may have moved it since the forward pass
         s.length = segment.length;
         s.first_position += segment.begin;
         s.cu_seqlens = segment.cu_seqlens.defined() ? segment.cu_seqlens.data<int32_t>() : nullptr;
@@ -33,28 +34,20 @@ struct Attention {
     }
     static bool crosses(const Segment& segment) { return segment.enters || segment.leaves; }
     // Rows of a segment: all of them, unless documents are packed into one row.
-    Tensor rows_of(const Tensor& x, const Segment& segment) const {
-        return segment.length == layout.length ? x : x.narrow(0, segment.begin, segment.length);
+    Tensor rows_of(const Tensor& rows, const Segment& segment) const {
+        return segment.length == layout.length ? rows : rows.narrow(0, segment.begin, segment.length);
+    }
+    ops::LightningTensors inputs_of(const Segment& segment) const {
+        return {rows_of(x.q, segment), rows_of(x.k, segment), rows_of(x.v, segment), x.theta, x.slopes};
     }
     const Tensor& kept_of(const Segment& segment) const {
         return kept[static_cast<size_t>(&segment - chunks().segments.data())];
     }
-    static float* or_null(const Tensor& floats) { return floats.defined() ? floats.data<float>() : nullptr; }
 
     kernels::LightningForward forward_of(const Segment& segment, const Tensor& o,
                                          const Tensor& initial) const {
-        const Tensor qs = rows_of(q, segment), ks = rows_of(k, segment), vs = rows_of(v, segment);
-        return {.shape = shape_of(segment),
-                .q = qs.data(),
-                .q_stride = qs.row_stride(),
-                .k = ks.data(),
-                .k_stride = ks.row_stride(),
-                .v = vs.data(),
-                .v_stride = vs.row_stride(),
-                .o = rows_of(o, segment).data(),
-                .initial_state = initial.defined() ? initial.data() : nullptr,
-                .final_state = nullptr,
-                .kept_states = or_null(kept_of(segment))};
+        return ops::lightning_forward_of(shape_of(segment), inputs_of(segment), rows_of(o, segment), initial,
+                                         {}, kept_of(segment));
     }
     // Memory for what kernels leave each other of every segment.
     void keep_states(const Tensor& o) {
@@ -62,61 +55,40 @@ struct Attention {
         for (size_t i = 0; i < kept.size(); ++i) {
             const Segment& segment = chunks().segments[i];
             if (!crosses(segment) && !gradients_enabled()) continue;
-            const int64_t count = kernels::lightning_states_to_keep(q.stream(), forward_of(segment, o, {}));
-            if (count > 0) kept[i] = Tensor::empty({count}, DType::f32, q.device());
+            const int64_t count = kernels::lightning_states_to_keep(stream(), forward_of(segment, o, {}));
+            if (count > 0) kept[i] = Tensor::empty({count}, DType::f32, device());
         }
     }
     void forward(const Segment& segment, const Tensor& o, const Tensor& initial) const {
-        kernels::lightning_forward(q.stream(), forward_of(segment, o, initial));
+        kernels::lightning_forward(stream(), forward_of(segment, o, initial));
     }
 
     // What a segment adds to the state, into `total` (undefined: nobody wants it), and the states inside it.
     void make_state(const Segment& segment, bool mirrored, const Tensor& key_rows, const Tensor& value_rows,
                     const Tensor& total, const Tensor& inside) const {
         const Tensor keys = rows_of(key_rows, segment), values = rows_of(value_rows, segment);
-        kernels::lightning_state(q.stream(), {.shape = shape_of(segment),
-                                              .mirrored = mirrored,
-                                              .keys = keys.data(),
-                                              .key_stride = keys.row_stride(),
-                                              .values = values.data(),
-                                              .value_stride = values.row_stride(),
-                                              .state = total.defined() ? total.data() : nullptr,
-                                              .kept_states = or_null(inside)});
+        kernels::lightning_state(stream(), {.shape = shape_of(segment),
+                                            .mirrored = mirrored,
+                                            .keys = keys.data(),
+                                            .key_stride = keys.row_stride(),
+                                            .values = values.data(),
+                                            .value_stride = values.row_stride(),
+                                            .state = ops::data_or_null(total),
+                                            .kept_states = ops::floats_or_null(inside)});
     }
 
-    struct Outputs {
-        Tensor dq, dk, dv, dtheta;
-    };
     // await(): the gradient of the state that leaves; none where nothing leaves.
-    void backward(const Segment& segment, const Tensor& d_o, const Tensor& initial, const Outputs& out,
-                  double beta, const Tensor& inside, const Tensor& d_final,
+    void backward(const Segment& segment, const Tensor& d_o, const Tensor& initial,
+                  const ops::LightningGradients& d, const Tensor& inside, const Tensor& d_final,
                   const std::function<void()>& await) const {
-        const Tensor qs = rows_of(q, segment), ks = rows_of(k, segment), vs = rows_of(v, segment);
-        const Tensor dq = rows_of(out.dq, segment), dk = rows_of(out.dk, segment),
-                     dv = rows_of(out.dv, segment);
-        kernels::lightning_backward(q.stream(),
-                                    {.shape = shape_of(segment),
-                                     .q = qs.data(),
-                                     .q_stride = qs.row_stride(),
-                                     .k = ks.data(),
-                                     .k_stride = ks.row_stride(),
-                                     .v = vs.data(),
-                                     .v_stride = vs.row_stride(),
-                                     .d_o = rows_of(d_o, segment).data(),
-                                     .initial_state = initial.defined() ? initial.data() : nullptr,
-                                     .d_final_state = d_final.defined() ? d_final.data() : nullptr,
-                                     .dq = dq.data(),
-                                     .dq_stride = dq.row_stride(),
-                                     .dk = dk.data(),
-                                     .dk_stride = dk.row_stride(),
-                                     .dv = dv.data(),
-                                     .dv_stride = dv.row_stride(),
-                                     .dtheta = out.dtheta.defined() ? out.dtheta.data() : nullptr,
-                                     .beta = beta,
-                                     .d_initial_state = nullptr,
-                                     .kept_states = or_null(kept_of(segment)),
-                                     .kept_gradients = or_null(inside),
-                                     .await_d_final = await});
+        const ops::LightningGradients rows{rows_of(d.q, segment), rows_of(d.k, segment),
+                                           rows_of(d.v, segment), d.theta, d.beta};
+        kernels::LightningBackward backward =
+            ops::lightning_backward_of(shape_of(segment), inputs_of(segment), rows_of(d_o, segment), initial,
+                                       d_final, rows, {}, kept_of(segment));
+        backward.kept_gradients = ops::floats_or_null(inside);
+        backward.await_d_final = await;
+        kernels::lightning_backward(stream(), backward);
     }
 };
 
@@ -128,7 +100,7 @@ public:
     explicit Exchange(const Attention& a) : a_(a) {
         Shape shape = a.state_shape;
         shape[0] *= ranks() + 2;
-        all_ = Tensor::empty(shape, a.acc(), a.q.device());
+        all_ = Tensor::empty(shape, a.acc(), a.device());
     }
     // What nobody looks at may stay as it is.
     Tensor part(int64_t place, int64_t count = 1) const {
@@ -136,7 +108,7 @@ public:
     }
     Tensor own() const { return part(a_.ranks->rank()); }
     void start() { arrival_ = a_.ranks->start_all_gather(own(), part(0, ranks())); }
-    Tensor empty_state() const { return Tensor::empty(a_.state_shape, a_.acc(), a_.q.device()); }
+    Tensor empty_state() const { return Tensor::empty(a_.state_shape, a_.acc(), a_.device()); }
     // The state that enters part `place`, from all before it, or mirrored the gradient of the one that leaves
     // it, from all behind. Waits.
     void sum_into(const Tensor& sum, int64_t place, bool mirrored) {
@@ -146,15 +118,15 @@ public:
         for (int64_t p = mirrored ? place + 1 : -1; p < (mirrored ? ranks() + 1 : place); ++p)
             distances[static_cast<size_t>(p + 1)] =
                 mirrored ? a_.chunks().distance(place, p) : a_.chunks().distance(p, place);
-        kernels::state_sum(a_.q.stream(), {.parts = ranks() + 2,
-                                           .sequences = a_.state_shape[0],
-                                           .heads = a_.shape.heads,
-                                           .elements = a_.state_shape[2] * a_.state_shape[3],
-                                           .acc = a_.acc(),
-                                           .slopes = a_.slopes.data<float>(),
-                                           .distance = distances.data(),
-                                           .states = all_.data(),
-                                           .out = sum.data()});
+        kernels::state_sum(a_.stream(), {.parts = ranks() + 2,
+                                         .sequences = a_.state_shape[0],
+                                         .heads = a_.shape.heads,
+                                         .elements = a_.state_shape[2] * a_.state_shape[3],
+                                         .acc = a_.acc(),
+                                         .slopes = a_.x.slopes.data<float>(),
+                                         .distance = distances.data(),
+                                         .states = all_.data(),
+                                         .out = sum.data()});
     }
     Tensor sum_at(int64_t place, bool mirrored) {
         const Tensor sum = empty_state();
@@ -199,40 +171,29 @@ ops::LightningResult lightning_attention(const Variable& q, const Variable& k, c
                     (options.want_final_state || !layout.chunks->goes_on()),
                 "context parallel", "tokens {} .. {}: slices of a sequence hand the state on",
                 layout.chunks->starts.front(), layout.chunks->starts.back());
-    Attention a{.q = q.value(),
-                .k = k.value(),
-                .v = v.value(),
-                .theta = options.theta.defined() ? options.theta.value() : Tensor{},
-                .slopes = options.slopes,
+    Attention a{.x = {.q = q.value(),
+                      .k = k.value(),
+                      .v = v.value(),
+                      .theta = options.theta.defined() ? options.theta.value() : Tensor{},
+                      .slopes = options.slopes},
                 .layout = layout,
                 .shape = {},
                 .state_shape = {},
                 .ranks = ranks};
-    a.shape = {.batch = layout.batch,
-               .length = layout.length,
-               .heads = options.heads,
-               .key_dim = a.q.dim(-1) / options.heads,
-               .value_dim = a.v.dim(-1) / options.heads,
-               .dtype = a.q.dtype(),
-               .qk_activation = options.qk_activation,
-               .v_activation = options.v_activation,
-               .slopes = a.slopes.data<float>(),
-               .theta = a.theta.defined() ? a.theta.data() : nullptr,
-               .first_position = layout.first_position,
-               .steepest = options.steepest};
+    a.shape = ops::lightning_shape(a.x, options, layout);
     a.state_shape = {layout.batch, a.shape.heads, a.shape.key_width(), a.shape.value_dim};
 
     // First what the others wait for: the state that leaves this chunk.
     const SequenceChunks& chunks = a.chunks();
     const Segment &front = chunks.segments.front(), &back = chunks.segments.back();
-    Tensor o = Tensor::empty({layout.tokens(), a.v.dim(-1)}, a.v.dtype(), a.v.device());
+    Tensor o = Tensor::empty({layout.tokens(), a.x.v.dim(-1)}, a.x.v.dtype(), a.device());
     a.keep_states(o);
     Exchange states(a);
-    if (back.leaves) a.make_state(back, false, a.k, a.v, states.own(), a.kept_of(back));
+    if (back.leaves) a.make_state(back, false, a.x.k, a.x.v, states.own(), a.kept_of(back));
     states.start();
-    const bool has_theta = a.theta.defined(), has_state = chunks.continues();
+    const bool has_theta = a.x.theta.defined(), has_state = chunks.continues();
     if (has_state) states.part(-1).copy_from(options.initial_state.value());
-    if (front.enters && !front.leaves) a.make_state(front, false, a.k, a.v, {}, a.kept_of(front));
+    if (front.enters && !front.leaves) a.make_state(front, false, a.x.k, a.x.v, {}, a.kept_of(front));
     if (meanwhile) meanwhile();
     for (const Segment& segment : chunks.segments)
         if (!segment.enters) a.forward(segment, o, {});
@@ -257,8 +218,9 @@ ops::LightningResult lightning_attention(const Variable& q, const Variable& k, c
             const Tensor d_o = gradients[0].contiguous();
             Tensor d_leaving;
             if (chunks.goes_on()) d_leaving = gradients[1].contiguous();
-            Attention::Outputs out{inputs.buffer(0), inputs.buffer(1), inputs.buffer(2), {}};
-            if (has_theta) out.dtheta = Tensor::empty(a.theta.shape(), a.theta.dtype(), a.theta.device());
+            ops::LightningGradients d{
+                .q = inputs.buffer(0), .k = inputs.buffer(1), .v = inputs.buffer(2), .theta = {}};
+            if (has_theta) d.theta = Tensor::empty(a.x.theta.shape(), a.x.theta.dtype(), a.device());
             // The mirror image: first the gradient of the state that entered, as far as this chunk's outputs
             // go.
             Exchange states(a);
@@ -269,7 +231,7 @@ ops::LightningResult lightning_attention(const Variable& q, const Variable& k, c
             Tensor front_inside, back_inside;
             if (front.enters) {
                 front_inside = room_inside(front);
-                a.make_state(front, true, a.q, d_o, states.own(), front_inside);
+                a.make_state(front, true, a.x.q, d_o, states.own(), front_inside);
             }
             states.start();
             if (chunks.goes_on()) states.part(ranks).copy_from(d_leaving);
@@ -277,28 +239,27 @@ ops::LightningResult lightning_attention(const Variable& q, const Variable& k, c
                 back_inside = front_inside;  // the same segment
             } else if (back.leaves) {
                 back_inside = room_inside(back);
-                a.make_state(back, true, a.q, d_o, {}, back_inside);
+                a.make_state(back, true, a.x.q, d_o, {}, back_inside);
             }
-            double beta = 0;
             for (const Segment& segment : chunks.segments) {
                 if (segment.leaves) continue;
-                a.backward(segment, d_o, segment.enters ? initial : Tensor{}, out, beta,
+                a.backward(segment, d_o, segment.enters ? initial : Tensor{}, d,
                            segment.enters ? front_inside : Tensor{}, {}, {});
-                beta = 1;
+                d.beta = 1;
             }
             if (back.leaves) {
                 const bool known = chunks.rank + 1 == ranks;  // all of it, from the slice behind
                 const Tensor d_final = known ? d_leaving : states.empty_state();
-                a.backward(back, d_o, back.enters ? initial : Tensor{}, out, beta, back_inside, d_final, [&] {
+                a.backward(back, d_o, back.enters ? initial : Tensor{}, d, back_inside, d_final, [&] {
                     if (!known) states.sum_into(d_final, chunks.rank, true);
                 });
             }
             if (has_state) inputs.add(has_theta ? 4 : 3, states.sum_at(-1, true));
             states.leave_unless_waited();
-            inputs.add(0, out.dq);
-            inputs.add(1, out.dk);
-            inputs.add(2, out.dv);
-            if (has_theta) inputs.add(3, out.dtheta);
+            inputs.add(0, d.q);
+            inputs.add(1, d.k);
+            inputs.add(2, d.v);
+            if (has_theta) inputs.add(3, d.theta);
         });
     return {results[0], results.size() > 1 ? results[1] : Variable{}};
 }

@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "checkpoint/safetensors.h"
+#include "core/ops/lightning_arguments.h"
 #include "core/random.h"
-#include "kernels/lightning_attention.h"
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/options.h"
 #include "model/slopes.h"
@@ -35,43 +35,20 @@ struct Call {
     Tensor kept;  // as in training: forward leaves backward the states it asks for
 };
 
-Call make_call(const Stream& stream, const kernels::LightningShape& shape, const Tensor (&in)[4],
-               const Tensor (&out)[4]) {
+Call make_call(const kernels::LightningShape& shape, const Tensor (&in)[4], const Tensor (&out)[4]) {
     const int64_t key_width = shape.heads * shape.key_dim, value_width = shape.heads * shape.value_dim;
+    const auto rows = [](const Tensor& x, int64_t width) { return x.view({-1, width}); };
+    const ops::LightningTensors x{
+        rows(in[0], key_width), rows(in[1], key_width), rows(in[2], value_width), {}, {}};
+    const ops::LightningGradients d{
+        rows(out[0], key_width), rows(out[1], key_width), rows(out[2], value_width), {}};
     Call call;
-    call.forward = {.shape = shape,
-                    .q = in[0].data(),
-                    .q_stride = key_width,
-                    .k = in[1].data(),
-                    .k_stride = key_width,
-                    .v = in[2].data(),
-                    .v_stride = value_width,
-                    .o = out[3].data(),
-                    .initial_state = nullptr,
-                    .final_state = nullptr};
-    call.kept =
-        Tensor::empty({kernels::lightning_states_to_keep(stream, call.forward)}, DType::f32, in[0].device());
-    if (call.kept.count() > 0) call.forward.kept_states = call.kept.data<float>();
-    call.backward = {.shape = shape,
-                     .q = call.forward.q,
-                     .q_stride = key_width,
-                     .k = call.forward.k,
-                     .k_stride = key_width,
-                     .v = call.forward.v,
-                     .v_stride = value_width,
-                     .d_o = in[3].data(),
-                     .initial_state = nullptr,
-                     .d_final_state = nullptr,
-                     .dq = out[0].data(),
-                     .dq_stride = key_width,
-                     .dk = out[1].data(),
-                     .dk_stride = key_width,
-                     .dv = out[2].data(),
-                     .dv_stride = value_width,
-                     .dtheta = nullptr,
-                     .beta = 0,
-                     .d_initial_state = nullptr,
-                     .kept_states = call.forward.kept_states};
+    call.forward = ops::lightning_forward_of(shape, x, out[3], {}, {}, {});
+    if (const int64_t count = kernels::lightning_states_to_keep(x.q.stream(), call.forward); count > 0) {
+        call.kept = Tensor::empty({count}, DType::f32, x.q.device());
+        call.forward.kept_states = call.kept.data<float>();
+    }
+    call.backward = ops::lightning_backward_of(shape, x, in[3], {}, {}, d, {}, call.kept);
     return call;
 }
 
@@ -120,7 +97,7 @@ void run_file(const Options& options, const Device& device) {
         out[i] = Tensor::empty(like.shape(), like.dtype(), device);
         layout.push_back({results[i], like.dtype(), like.shape()});
     }
-    const Call call = make_call(slopes.stream(), shape, in, out);
+    const Call call = make_call(shape, in, out);
     kernels::lightning_forward(slopes.stream(), call.forward);
     kernels::lightning_backward(slopes.stream(), call.backward);
     SafetensorsWriter writer(options.outputs, layout);
@@ -162,7 +139,7 @@ void run(const Options& options) {
                                             .qk_activation = activation_of(options.activation),
                                             .slopes = slopes.data<float>(),
                                             .steepest = *std::max_element(decays.begin(), decays.end())};
-        const Call call = make_call(slopes.stream(), shape, in, out);
+        const Call call = make_call(shape, in, out);
         // On a GPU many calls are queued one after the other, as in a training step.
         const int calls = device.type == DeviceType::cuda ? 20 : 1;
         const auto seconds = [&](bool with_backward) {
