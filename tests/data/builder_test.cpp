@@ -13,11 +13,11 @@ namespace levin::test {
 namespace {
 
 std::string gzip(const std::string& text) {
-    const Folder folder;
+    const TemporaryFolder folder;
     gzFile file = gzopen((folder / "x").c_str(), "wb");
     gzwrite(file, text.data(), static_cast<unsigned>(text.size()));
     gzclose(file);
-    return read_file(folder / "x");
+    return read_text(folder / "x");
 }
 
 std::string zstd(const std::string& text) {
@@ -26,7 +26,7 @@ std::string zstd(const std::string& text) {
     return out;
 }
 
-BuildOptions options_for(const Folder& folder, const std::vector<std::string>& inputs) {
+BuildOptions options_for(const TemporaryFolder& folder, const std::vector<std::string>& inputs) {
     BuildOptions options;
     options.corpus.inputs = inputs;
     options.output = folder / "out/x";
@@ -58,7 +58,7 @@ std::string jsonl(const std::vector<std::string>& texts) {
 using Texts = std::vector<std::string>;
 
 TEST(Builder, TextAndJsonLines) {
-    const Folder folder;
+    const TemporaryFolder folder;
     const auto options = options_for(folder, {folder.write("a.txt", "first\n\nfile"),
                                               folder.write("b.jsonl", jsonl({"one", "t\\nwo \\u00e9"})),
                                               folder.write("c.txt", "\xEF\xBB\xBFlast\r\n")});
@@ -74,12 +74,12 @@ TEST(Builder, TextAndJsonLines) {
 }
 
 TEST(Builder, CompressedInputIsTheSame) {
-    const Folder folder;
+    const TemporaryFolder folder;
     std::string text;
     for (int i = 0; i < 200000; ++i) text += "line " + std::to_string(i * 7919 % 1000) + (i % 9 ? " " : "\n");
     BuildOptions options = options_for(folder, {folder.write("a.txt", text)});
     build_shard(options);
-    const std::string bin = read_file(options.output + ".bin"), json = read_file(options.output + ".json");
+    const std::string bin = read_text(options.output + ".bin"), json = read_text(options.output + ".json");
     options.overwrite = true;
     // Two members and two frames, as `cat a.gz b.gz` makes them.
     const size_t half = text.size() / 2;
@@ -88,8 +88,8 @@ TEST(Builder, CompressedInputIsTheSame) {
           folder.write("a.txt.zst", zstd(text.substr(0, half)) + zstd(text.substr(half)))}) {
         options.corpus.inputs = {input};
         build_shard(options);
-        EXPECT_EQ(read_file(options.output + ".bin"), bin);
-        EXPECT_EQ(read_file(options.output + ".json"), json);
+        EXPECT_EQ(read_text(options.output + ".bin"), bin);
+        EXPECT_EQ(read_text(options.output + ".json"), json);
     }
     for (const auto& [name, content] :
          {std::pair{"cut.txt.gz", gzip(text)}, std::pair{"cut.txt.zst", zstd(text)}}) {
@@ -100,12 +100,12 @@ TEST(Builder, CompressedInputIsTheSame) {
         options.corpus.inputs = {folder.write(name, damaged)};
         expect_contains(input_error([&] { build_shard(options); }), name);
     }
-    EXPECT_EQ(read_file(options.output + ".bin"), bin);  // failed builds left the good shard alone
+    EXPECT_EQ(read_text(options.output + ".bin"), bin);  // failed builds left the good shard alone
     EXPECT_EQ(folder.files().size(), 6u);
 }
 
 TEST(Builder, AnyNumberOfThreadsGivesTheSameBytes) {
-    const Folder folder;
+    const TemporaryFolder folder;
     std::mt19937 random(6);
     std::string lines, text;
     for (int i = 0; i < 3000; ++i) {
@@ -122,15 +122,15 @@ TEST(Builder, AnyNumberOfThreadsGivesTheSameBytes) {
         options.threads = threads;
         options.output = folder / ("t" + std::to_string(threads));
         build_shard(options);
-        results.push_back(read_file(options.output + ".bin") + read_file(options.output + ".idx") +
-                          read_file(options.output + ".json"));
+        results.push_back(read_text(options.output + ".bin") + read_text(options.output + ".idx") +
+                          read_text(options.output + ".json"));
     }
     EXPECT_EQ(results[0], results[1]);
 }
 
 // Pieces are cut and put together again without loss, wherever the borders of pieces fall.
 TEST(Builder, LongDocumentsAreCutWithoutLoss) {
-    const Folder folder;
+    const TemporaryFolder folder;
     std::mt19937 random(7);
     for (const size_t size : {1, 63, 64, 65, 128, 129, 1000, 5000}) {
         std::string text;
@@ -148,7 +148,7 @@ TEST(Builder, LongDocumentsAreCutWithoutLoss) {
 }
 
 TEST(Builder, BlankLinesDivideDocuments) {
-    const Folder folder;
+    const TemporaryFolder folder;
     const std::string text = "\n \none\ntwo\n\n\r\n\nthree\n \t\nfour " + std::string(200, 'x') + "\n\nfive";
     BuildOptions options = options_for(folder, {folder.write("a.txt", text)});
     options.corpus.split = DocumentSplit::blank_lines;
@@ -163,7 +163,7 @@ TEST(Builder, BlankLinesDivideDocuments) {
 }
 
 TEST(Builder, InvalidUtf8Policies) {
-    const Folder folder;
+    const TemporaryFolder folder;
     BuildOptions options = options_for(folder, {folder.write("a.jsonl",
                                                              "{\"text\": \"good\"}\n{\"text\": \"b\xFF\xC3"
                                                              "d\"}\n{\"text\": \"fine\"}\n")});
@@ -192,7 +192,7 @@ TEST(Builder, InvalidUtf8Policies) {
 }
 
 TEST(Builder, BadLinesAreErrorsWithTheirPlace) {
-    const Folder folder;
+    const TemporaryFolder folder;
     BuildOptions options = options_for(folder, {folder.write("a.jsonl", "")});
     options.overwrite = true;
     const auto message = [&](const std::string& line) {
@@ -220,7 +220,7 @@ TEST(Builder, BadLinesAreErrorsWithTheirPlace) {
 }
 
 TEST(Builder, EmptyCorpusAndMissingFiles) {
-    const Folder folder;
+    const TemporaryFolder folder;
     for (const char* content : {"", "\xEF\xBB\xBF"}) {
         const auto options = options_for(folder, {folder.write("a.txt", content)});
         expect_contains(input_error([&] { build_shard(options); }), "corpus is empty");
@@ -241,7 +241,7 @@ TEST(Builder, EmptyCorpusAndMissingFiles) {
 }
 
 TEST(Builder, ExistingOutputIsKept) {
-    const Folder folder;
+    const TemporaryFolder folder;
     BuildOptions options = options_for(folder, {folder.write("a.txt", "old")});
     build_shard(options);
     options.corpus.inputs = {folder.write("b.txt", "new")};
@@ -257,7 +257,7 @@ TEST(Builder, ExistingOutputIsKept) {
 }
 
 TEST(Builder, WithoutEos) {
-    const Folder folder;
+    const TemporaryFolder folder;
     BuildOptions options = options_for(folder, {folder.write("a.txt", "ab")});
     options.append_eos = false;
     build_shard(options);
@@ -265,7 +265,7 @@ TEST(Builder, WithoutEos) {
 }
 
 TEST(Builder, ValidationTakesDocumentsOrTheTail) {
-    const Folder folder;
+    const TemporaryFolder folder;
     std::vector<std::string> documents;
     for (int i = 0; i < 2000; ++i) documents.push_back("document " + std::to_string(i));
     BuildOptions options = options_for(folder, {folder.write("a.jsonl", jsonl(documents))});
@@ -301,7 +301,7 @@ TEST(ValidationSplit, NeverTakesTooMuch) {
 }
 
 TEST(Builder, ProgressIsReported) {
-    const Folder folder;
+    const TemporaryFolder folder;
     BuildOptions options = options_for(folder, {folder.write("a.txt", std::string(1 << 20, 'x'))});
     BuildProgress last;
     options.progress = [&](const BuildProgress& progress) { last = progress; };

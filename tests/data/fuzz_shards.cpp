@@ -16,7 +16,7 @@ std::string input_of(char format, const std::string& index, const std::string& t
 }  // namespace
 
 std::vector<std::string> fuzz_seeds() {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_shard(folder / "x", {{1, 2, 3}, {}, {4}, {5, 6}});
     std::vector<int32_t> header(256, 0);
     header[0] = 20240520;
@@ -27,7 +27,7 @@ std::vector<std::string> fuzz_seeds() {
     info.vocab_size = 257;
     info.tokenizer_kind = "byte";
     info.num_tokens = 6;
-    return {input_of(0, read_file(folder / "x.idx"), read_file(folder / "x.bin")),
+    return {input_of(0, read_text(folder / "x.idx"), read_text(folder / "x.bin")),
             input_of(1, "", bytes_of(header) + tokens), input_of(2, bytes_of<uint64_t>({1, 1, 4}), tokens),
             input_of(3, to_json(info), "")};
 }
@@ -38,7 +38,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace levin;
     using namespace levin::test;
     if (size < 3) return 0;
-    static const Folder folder;
+    static const TemporaryFolder folder;
     const std::string rest(reinterpret_cast<const char*>(data) + 3, size - 3);
     const size_t length = std::min<size_t>(rest.size(), data[1] | data[2] << 8);
     const std::string index = rest.substr(0, length), tokens = rest.substr(length);

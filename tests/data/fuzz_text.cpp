@@ -13,7 +13,7 @@
 namespace levin::test {
 
 std::vector<std::string> fuzz_seeds() {
-    const Folder folder;
+    const TemporaryFolder folder;
     const std::string text =
         "{\"text\": \"first \\u00e9\", \"id\": [1, {\"a\": null}]}\n\n{\"text\": \"sec\xC3\xA9nd\"}\r\n";
     gzFile file = gzopen((folder / "x").c_str(), "wb");
@@ -25,7 +25,7 @@ std::vector<std::string> fuzz_seeds() {
     std::vector<std::string> seeds;
     for (const char flags : {0, 1, 2, 3, 7}) {
         for (const std::string& content :
-             {text, read_file(folder / "x"), zstd, long_text + "\n \n\nb\n" + long_text}) {
+             {text, read_text(folder / "x"), zstd, long_text + "\n \n\nb\n" + long_text}) {
             seeds.push_back(std::string(1, flags) + content);
         }
     }
@@ -38,7 +38,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     using namespace levin;
     using namespace levin::test;
     if (size < 1) return 0;
-    static const Folder folder;
+    static const TemporaryFolder folder;
     CorpusOptions options;
     options.inputs = {folder.write("x.txt", {reinterpret_cast<const char*>(data) + 1, size - 1})};
     options.format = data[0] & 1 ? TextFormat::jsonl : TextFormat::txt;

@@ -21,7 +21,7 @@ Documents counting(int64_t tokens) {
 }
 
 struct Shard {
-    Folder folder;
+    TemporaryFolder folder;
     std::shared_ptr<Dataset> dataset;
     explicit Shard(int64_t tokens = 1001) {
         write_shard(folder / "x", counting(tokens));
@@ -64,7 +64,7 @@ TEST(Loader, ANaturalOrderForEvaluation) {
 }
 
 TEST(Loader, BordersOfDocumentsAreReportedAndMasked) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_shard(folder / "x", {{1, 2, 3}, {4}, {}, {5, 6, 7, 8}, {9, 10}, {11}});
     LoaderOptions options = options_of(4);
     options.shuffle = false;
@@ -80,7 +80,7 @@ TEST(Loader, BordersOfDocumentsAreReportedAndMasked) {
 }
 
 TEST(Loader, SeveralShardsAreOneStream) {
-    const Folder folder;
+    const TemporaryFolder folder;
     const Documents all = counting(300);
     const auto middle = all.begin() + static_cast<std::ptrdiff_t>(all.size() / 2);
     write_shard(folder / "all", all);
@@ -99,7 +99,7 @@ TEST(Loader, SeveralShardsAreOneStream) {
 }
 
 TEST(Loader, WeightsMixShards) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_shard(folder / "ones", {std::vector<int32_t>(101, 1)});
     write_shard(folder / "twos", {std::vector<int32_t>(5001, 2)});
     const auto dataset = std::make_shared<Dataset>(
@@ -170,7 +170,7 @@ TEST(Prefetcher, YieldsWhatTheLoaderYields) {
 }
 
 TEST(Prefetcher, ExceptionsReachTheConsumerAfterTheGoodBatches) {
-    const Folder folder;
+    const TemporaryFolder folder;
     std::vector<int32_t> tokens(100, 1);
     tokens[55] = 999;
     write_shard(folder / "x", {tokens});

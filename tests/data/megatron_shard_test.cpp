@@ -16,7 +16,7 @@ TEST(MegatronShard, RoundTripOfEveryType) {
         {TokenType::i32, {{1 << 30}, {5, 0}}},   {TokenType::i64, {{INT32_MAX, 0}, {3}}},
     };
     for (const auto& [type, documents] : cases) {
-        const Folder folder;
+        const TemporaryFolder folder;
         write_shard(folder / "x", documents, type);
         const auto source = open_token_source(folder / "x");
         EXPECT_EQ(source->type(), type);
@@ -26,17 +26,17 @@ TEST(MegatronShard, RoundTripOfEveryType) {
 }
 
 TEST(MegatronShard, HeaderIsWhatMegatronWrites) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_shard(folder / "x", {{1, 2}, {3}});
     std::string expected("MMIDIDX\0\0", 9);
     expected += bytes_of<uint64_t>({1}) + std::string("\x08", 1) + bytes_of<uint64_t>({2, 3});
     expected += bytes_of<int32_t>({2, 1}) + bytes_of<int64_t>({0, 4}) + bytes_of<int64_t>({0, 1, 2});
-    EXPECT_EQ(read_file(folder / "x.idx"), expected);
-    EXPECT_EQ(read_file(folder / "x.bin"), bytes_of<uint16_t>({1, 2, 3}));
+    EXPECT_EQ(read_text(folder / "x.idx"), expected);
+    EXPECT_EQ(read_text(folder / "x.bin"), bytes_of<uint16_t>({1, 2, 3}));
 }
 
 TEST(MegatronShard, ReadAndDocumentStarts) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_shard(folder / "x", kDocuments);
     const auto source = open_token_source(folder / "x");
     ASSERT_EQ(source->num_tokens(), 9);
@@ -57,7 +57,7 @@ TEST(MegatronShard, ReadAndDocumentStarts) {
 }
 
 TEST(MegatronShard, TokenBeyondTheVocabularyNamesItsPlace) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_shard(folder / "x", kDocuments);
     const auto source = open_token_source(folder / "x");
     const std::string message = input_error([&] { verify_tokens(*source, 1000); });
@@ -78,7 +78,7 @@ std::string index_bytes(const std::vector<int32_t>& lengths, const std::vector<i
 }
 
 TEST(MegatronShard, HolesBetweenDocumentsAreRead) {
-    const Folder folder;
+    const TemporaryFolder folder;
     folder.write("x.bin", bytes_of<uint16_t>({90, 1, 2, 91, 92, 3, 4, 5}));
     folder.write("x.idx", index_bytes({1, 1, 2}, {2, 4, 10}, {0, 2, 3}));
     const auto source = open_token_source(folder / "x");
@@ -91,7 +91,7 @@ TEST(MegatronShard, HolesBetweenDocumentsAreRead) {
 }
 
 TEST(MegatronShard, LyingIndexesAreRefused) {
-    const Folder folder;
+    const TemporaryFolder folder;
     folder.write("x.bin", bytes_of<uint16_t>({1, 2, 3, 4}));
     const auto message = [&](const std::string& index) {
         folder.write("x.idx", index);
@@ -125,7 +125,7 @@ TEST(MegatronShard, LyingIndexesAreRefused) {
 }
 
 TEST(MegatronShard, MissingFilesSayWhatToDo) {
-    const Folder folder;
+    const TemporaryFolder folder;
     expect_contains(input_error([&] { open_token_source(folder / "none"); }), "levin data build");
     folder.write("half.bin", "xx");
     expect_contains(input_error([&] { open_token_source(folder / "half"); }), "half.idx is missing");
@@ -136,11 +136,11 @@ TEST(MegatronShard, MissingFilesSayWhatToDo) {
 
 // Every way to cut either file short, and thousands of changed bytes: a clear error or readable data.
 TEST(MegatronShard, CorruptFilesNeverCrash) {
-    const Folder folder;
+    const TemporaryFolder folder;
     Documents documents;
     for (int d = 0; d < 20; ++d) documents.emplace_back(static_cast<size_t>(d % 5), d);
     write_shard(folder / "x", documents);
-    const std::string idx = read_file(folder / "x.idx"), bin = read_file(folder / "x.bin");
+    const std::string idx = read_text(folder / "x.idx"), bin = read_text(folder / "x.bin");
     int refused = 0, read = 0;
     const auto attempt = [&] {
         try {
@@ -177,7 +177,7 @@ TEST(MegatronShard, CorruptFilesNeverCrash) {
 }
 
 TEST(MegatronShard, SidecarMustBelongToTheShard) {
-    const Folder folder;
+    const TemporaryFolder folder;
     write_shard(folder / "x", kDocuments);
     ShardInfo info;
     info.vocab_size = 65536;
@@ -208,7 +208,7 @@ TEST(MegatronShard, SidecarMustBelongToTheShard) {
 }
 
 TEST(MegatronShard, UncommittedWriterLeavesNothing) {
-    const Folder folder;
+    const TemporaryFolder folder;
     {
         MegatronShardWriter writer(folder / "x", TokenType::u16);
         writer.append(std::vector<int32_t>{1, 2});
@@ -218,7 +218,7 @@ TEST(MegatronShard, UncommittedWriterLeavesNothing) {
 }
 
 TEST(MegatronShard, DiscardedDocumentIsForgotten) {
-    const Folder folder;
+    const TemporaryFolder folder;
     MegatronShardWriter writer(folder / "x", TokenType::u16);
     writer.append(std::vector<int32_t>{1, 2});
     writer.end_document();

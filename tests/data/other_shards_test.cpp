@@ -14,7 +14,7 @@ std::string llmc_header(int32_t magic, int32_t version, int32_t tokens) {
 }
 
 TEST(LlmcShard, Gpt2AndLlama3) {
-    const Folder folder;
+    const TemporaryFolder folder;
     folder.write("gpt2.bin", llmc_header(20240520, 1, 5) + bytes_of<uint16_t>({50256, 1, 2, 50256, 3}));
     const auto gpt2 = open_token_source(folder / "gpt2.bin");
     EXPECT_EQ(gpt2->type(), TokenType::u16);
@@ -31,7 +31,7 @@ TEST(LlmcShard, Gpt2AndLlama3) {
 }
 
 TEST(LlmcShard, LyingFilesAreRefused) {
-    const Folder folder;
+    const TemporaryFolder folder;
     const auto message = [&](const std::string& content) {
         folder.write("x.bin", content);
         return input_error([&] { open_token_source(folder / "x.bin"); });
@@ -48,7 +48,7 @@ TEST(LlmcShard, LyingFilesAreRefused) {
 }
 
 TEST(DatatroveShard, BothWidths) {
-    const Folder folder;
+    const TemporaryFolder folder;
     folder.write("x.ds", bytes_of<uint16_t>({1, 2, 3, 4, 5}));
     folder.write("x.ds.index", bytes_of<uint64_t>({2, 2, 5}));
     folder.write("x.ds.metadata", "gpt2|2\n5\n5 tokens");
@@ -63,7 +63,7 @@ TEST(DatatroveShard, BothWidths) {
 }
 
 TEST(DatatroveShard, LyingFilesAreRefused) {
-    const Folder folder;
+    const TemporaryFolder folder;
     folder.write("x.ds", bytes_of<uint16_t>({1, 2, 3, 4}));
     const auto message = [&](const std::string& index) {
         folder.write("x.ds.index", index);

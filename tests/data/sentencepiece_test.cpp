@@ -27,7 +27,7 @@ std::string some_text(unsigned seed, int lines) {
 }
 
 std::string trained(const std::string& type, bool byte_fallback, int vocab_size) {
-    const Folder folder;
+    const TemporaryFolder folder;
     TokenizerTrainOptions options;
     options.corpus.inputs = {folder.write("a.txt", some_text(1, 400))};
     options.vocab_size = vocab_size;
@@ -82,11 +82,11 @@ TEST(SentencePiece, WordsAloneEqualTheWholeText) {
 }
 
 TEST(SentencePiece, SavesWhatItLoaded) {
-    const Folder folder;
+    const TemporaryFolder folder;
     const auto tokenizer = make_sentencepiece_tokenizer(bpe_model(), "m");
     EXPECT_EQ(tokenizer->save_to(folder / "."),
               (std::vector<std::string>{"tokenizer.model", "tokenizer_config.json", "tokenizer.json"}));
-    const auto json = nlohmann::json::parse(read_file(folder / "tokenizer.json"));
+    const auto json = nlohmann::json::parse(read_text(folder / "tokenizer.json"));
     EXPECT_EQ(json["model"]["type"], "BPE");
     EXPECT_EQ(json["model"]["vocab"].size(), 420u);
     EXPECT_FALSE(json["model"]["merges"].empty());
@@ -94,18 +94,18 @@ TEST(SentencePiece, SavesWhatItLoaded) {
         EXPECT_TRUE(
             json["model"]["vocab"].contains(merge[0].get<std::string>() + merge[1].get<std::string>()));
     }
-    EXPECT_EQ(read_file(folder / "tokenizer.model"), bpe_model());
+    EXPECT_EQ(read_text(folder / "tokenizer.model"), bpe_model());
     const auto again = load_tokenizer(folder / ".");
     EXPECT_EQ(again->encode("the state"), tokenizer->encode("the state"));
 }
 
 // Scores and ids by hand: transformers itself compares them where it is installed.
 TEST(SentencePiece, UnigramModelsAreExportedAsJson) {
-    const Folder folder;
+    const TemporaryFolder folder;
     const std::string model = trained("unigram", true, 330);
     const auto tokenizer = make_sentencepiece_tokenizer(model, "m");
     EXPECT_EQ(tokenizer->save_to(folder / ".").back(), "tokenizer.json");
-    const auto json = nlohmann::json::parse(read_file(folder / "tokenizer.json"));
+    const auto json = nlohmann::json::parse(read_text(folder / "tokenizer.json"));
     EXPECT_EQ(json["model"]["type"], "Unigram");
     ASSERT_EQ(json["model"]["vocab"].size(), 330u);
     for (int32_t id = 0; id < 330; ++id) {
@@ -125,7 +125,7 @@ TEST(SentencePiece, DamagedModelsAreRefused) {
 }
 
 TEST(SentencePiece, TrainingSaysWhatIsWrong) {
-    const Folder folder;
+    const TemporaryFolder folder;
     TokenizerTrainOptions options;
     options.corpus.inputs = {folder.write("a.txt", "tiny corpus\n")};
     options.vocab_size = 5000;

@@ -66,7 +66,7 @@ TEST(ByteTokenizer, IdsAreBytes) {
 }
 
 TEST(ByteTokenizer, ExportHasTheSameIds) {
-    const Folder folder;
+    const TemporaryFolder folder;
     const auto tokenizer = load_tokenizer("byte");
     EXPECT_EQ(tokenizer->save_to(folder / "."),
               (std::vector<std::string>{"tokenizer.json", "tokenizer_config.json"}));
@@ -200,7 +200,7 @@ TEST(Bpe, SpecialIdsFromTheConfig) {
     EXPECT_EQ(tokenizer->bos_id(), 280);
     EXPECT_EQ(tokenizer->eos_id(), 257);
     EXPECT_EQ(tokenizer->pad_id(), -1);
-    const Folder folder;
+    const TemporaryFolder folder;
     tokenizer->save_to(folder / ".");
     const auto again = load_tokenizer(folder / "tokenizer.json");
     EXPECT_EQ(again->bos_id(), 280);
@@ -241,7 +241,7 @@ TEST(Bpe, RefusesWhatItDoesNotDo) {
 }
 
 TEST(Tokenizer, UnknownKindsSayWhatIsKnown) {
-    const Folder folder;
+    const TemporaryFolder folder;
     expect_contains(input_error([] { load_tokenizer("wordpiece"); }), "expected byte");
     expect_contains(input_error([&] { load_tokenizer(folder / "none.json"); }), "none.json");
     expect_contains(input_error([&] { load_tokenizer(folder / "."); }), "neither");

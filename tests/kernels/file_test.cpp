@@ -1,9 +1,10 @@
 #include "kernels/base/file.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
+
+#include "tests/temporary_folder.h"
 
 namespace levin {
 namespace {
@@ -12,11 +13,10 @@ namespace fs = std::filesystem;
 
 class File : public ::testing::Test {
 protected:
-    void SetUp() override { fs::create_directory(folder_); }
-    void TearDown() override { fs::remove_all(folder_); }
     std::ptrdiff_t count() const { return std::distance(fs::directory_iterator(folder_), {}); }
 
-    const fs::path folder_ = fs::temp_directory_path() / fmt::format("levin-file-{}", ::getpid());
+    const test::TemporaryFolder temporary_;
+    const fs::path folder_ = temporary_.path();
     const std::string path_ = (folder_ / "file").string();
 };
 

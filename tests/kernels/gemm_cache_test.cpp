@@ -2,14 +2,14 @@
 #include "kernels/cuda/gemm_cache.h"
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <random>
-#include <sstream>
 #include <string>
+
+#include "tests/temporary_folder.h"
 
 namespace levin::kernels::cuda {
 namespace {
@@ -18,20 +18,13 @@ namespace fs = std::filesystem;
 
 class GemmCacheFile : public ::testing::Test {
 protected:
-    GemmCacheFile() : folder_(fs::temp_directory_path() / ("levin-gemm-cache-" + std::to_string(getpid()))) {}
-    ~GemmCacheFile() override { fs::remove_all(folder_); }
-
     std::string path() const { return folder_ / "deep" / "choices.txt"; }
     GemmCache open() const { return GemmCache(path(), "Some GPU", "130100"); }
-    std::string text() const {
-        std::ifstream file(path());
-        std::stringstream all;
-        all << file.rdbuf();
-        return all.str();
-    }
+    std::string text() const { return test::read_text(path()); }
     void write(const std::string& text) const { std::ofstream(path(), std::ios::trunc) << text; }
 
-    fs::path folder_;
+    const test::TemporaryFolder temporary_;
+    const fs::path folder_ = temporary_.path();
 };
 
 TEST_F(GemmCacheFile, RemembersBeyondTheProcess) {

@@ -13,9 +13,12 @@
 #include <vector>
 
 #include "tests/device.h"
-#include "tests/trainer/temporary_folder.h"
+#include "tests/temporary_folder.h"
 
 namespace levin::testing {
+
+using test::read_text;
+using test::TemporaryFolder;
 
 struct Outcome {
     int status = -1;

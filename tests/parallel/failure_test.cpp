@@ -8,6 +8,8 @@
 #include <cstdlib>
 #include <string>
 
+#include "tests/temporary_folder.h"
+
 namespace {
 
 struct Ended {
@@ -118,13 +120,12 @@ TEST(Failure, WhatAFailureDoesToOthersIsNotTheMessage) {
 }
 
 TEST(Failure, ARanksOwnFailureIsKeptInTheRunFolder) {
-    char folder[] = "/tmp/levin-failure-XXXXXX";
-    ASSERT_NE(mkdtemp(folder), nullptr);
-    const Ended ended = run_ranks(3, "internal-kept", std::string("LEVIN_TEST_FOLDER=") + folder);
+    const levin::test::TemporaryFolder folder;
+    const Ended ended = run_ranks(3, "internal-kept", "LEVIN_TEST_FOLDER=" + folder.path());
     EXPECT_EQ(ended.status, 1) << ended.output;
-    const Ended kept = run(std::string("cat ") + folder + "/failure.txt; rm -r " + folder);
-    EXPECT_NE(kept.output.find("rank 2 of 3 on "), std::string::npos) << kept.output;
-    EXPECT_NE(kept.output.find("no space left"), std::string::npos) << kept.output;
+    const std::string kept = levin::test::read_text(folder / "failure.txt");
+    EXPECT_NE(kept.find("rank 2 of 3 on "), std::string::npos) << kept;
+    EXPECT_NE(kept.find("no space left"), std::string::npos) << kept;
 }
 
 TEST(Failure, AKilledRankZeroIsNamedByAnother) {

@@ -2,13 +2,13 @@
 #include <gtest/gtest.h>
 
 #include "kernels/base/error.h"
-#include "temporary_folder.h"
+#include "tests/temporary_folder.h"
 #include "trainer/config.h"
 
 namespace levin {
 namespace {
 
-using testing::TemporaryFolder;
+using test::TemporaryFolder;
 
 template <class Body>
 std::string input_error(const Body& body) {

@@ -6,15 +6,15 @@
 
 #include <cstdlib>
 
-#include "temporary_folder.h"
+#include "tests/temporary_folder.h"
 #include "trainer/schema.h"
 
 namespace levin {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::read_text;
-using testing::TemporaryFolder;
+using test::read_text;
+using test::TemporaryFolder;
 
 std::string source_folder() {
     const char* folder = std::getenv("LEVIN_SOURCE_DIR");

@@ -6,14 +6,14 @@
 #include <cstring>
 #include <limits>
 
-#include "temporary_folder.h"
+#include "tests/temporary_folder.h"
 #include "trainer/proto/events.pb.h"
 
 namespace levin {
 namespace {
 
-using testing::read_text;
-using testing::TemporaryFolder;
+using test::read_text;
+using test::TemporaryFolder;
 
 // RFC 3720, appendix B.4, and the check value of the algorithm.
 TEST(Crc32c, KnownAnswers) {

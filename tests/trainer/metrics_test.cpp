@@ -10,13 +10,13 @@
 #include <random>
 
 #include "kernels/base/error.h"
-#include "temporary_folder.h"
+#include "tests/temporary_folder.h"
 
 namespace levin {
 namespace {
 
-using testing::read_text;
-using testing::TemporaryFolder;
+using test::read_text;
+using test::TemporaryFolder;
 
 StepMetrics row_of(int64_t step) {
     StepMetrics row;

@@ -9,13 +9,13 @@
 #include <cstdlib>
 #include <limits>
 
-#include "temporary_folder.h"
+#include "tests/temporary_folder.h"
 
 namespace levin {
 namespace {
 
-using testing::read_text;
-using testing::TemporaryFolder;
+using test::read_text;
+using test::TemporaryFolder;
 
 StepMetrics row_of(int64_t step) {
     StepMetrics row;

@@ -7,14 +7,14 @@
 #include <nlohmann/json.hpp>
 
 #include "kernels/base/error.h"
-#include "temporary_folder.h"
+#include "tests/temporary_folder.h"
 #include "trainer/config.h"
 
 namespace levin {
 namespace {
 
-using testing::read_text;
-using testing::TemporaryFolder;
+using test::read_text;
+using test::TemporaryFolder;
 
 std::vector<StepMetrics> rows_of(int64_t count) {
     std::vector<StepMetrics> rows;

@@ -3,13 +3,16 @@
 
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
-namespace levin::testing {
+namespace levin::test {
 
 class TemporaryFolder {
 public:
@@ -32,8 +35,19 @@ public:
     std::string write(const std::string& name, const std::string& text) const {
         const std::string file = *this / name;
         std::filesystem::create_directories(std::filesystem::path(file).parent_path());
+        // A new file: overwriting one makes some file systems wait for the disk.
+        std::filesystem::remove(file);
         std::ofstream(file, std::ios::binary) << text;
         return file;
+    }
+
+    // Names of all files, sorted.
+    std::vector<std::string> files() const {
+        std::vector<std::string> names;
+        for (const auto& entry : std::filesystem::directory_iterator(path_))
+            names.push_back(entry.path().filename().string());
+        std::sort(names.begin(), names.end());
+        return names;
     }
 
 private:
@@ -47,4 +61,4 @@ inline std::string read_text(const std::string& path) {
     return text.str();
 }
 
-}  // namespace levin::testing
+}  // namespace levin::test
