@@ -6,9 +6,11 @@
 #include <cstring>
 #include <exception>
 #include <functional>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "kernels/cuda/check.h"
 #include "kernels/device_memory.h"
@@ -48,16 +50,46 @@ size_t count_of(const Tensor& tensor) {
 
 ncclRedOp_t op_of(ReduceOp op) { return op == ReduceOp::sum ? ncclSum : ncclMax; }
 
+// CUDA events to be used again: a step of training takes a few hundred. One may be given back while streams
+// still wait for it: they wait for what was recorded when they were told to.
+class SpareEvents {
+public:
+    cudaEvent_t take(int device, bool timed) {
+        LEVIN_CUDA_CHECK(cudaSetDevice(device));
+        const std::lock_guard lock(mutex_);
+        std::vector<cudaEvent_t>& spare = spare_[{device, timed}];
+        cudaEvent_t event = nullptr;
+        if (spare.empty()) {
+            LEVIN_CUDA_CHECK(
+                cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming));
+        } else {
+            event = spare.back();
+            spare.pop_back();
+        }
+        return event;
+    }
+    void give_back(int device, bool timed, cudaEvent_t event) {
+        const std::lock_guard lock(mutex_);
+        spare_[{device, timed}].push_back(event);
+    }
+
+private:
+    std::mutex mutex_;  // the watchdog's thread forgets operations too
+    std::map<std::pair<int, bool>, std::vector<cudaEvent_t>> spare_;
+};
+// Lives until the process ends: the watchdog's thread may outlive static destructors.
+SpareEvents& spare_events() {
+    static auto* all = new SpareEvents;
+    return *all;
+}
+
 // A point in a stream: the end of a launch, which is that of several works when they went out as a group.
 class Event {
 public:
     // `timed`: it knows when it happened.
-    Event(int device, bool timed) : device_(device), timed_(timed) {
-        LEVIN_CUDA_CHECK(cudaSetDevice(device));
-        LEVIN_CUDA_CHECK(
-            cudaEventCreateWithFlags(&event_, timed ? cudaEventDefault : cudaEventDisableTiming));
-    }
-    ~Event() { cudaEventDestroy(event_); }
+    Event(int device, bool timed)
+        : device_(device), timed_(timed), event_(spare_events().take(device, timed)) {}
+    ~Event() { spare_events().give_back(device_, timed_, event_); }
     Event(const Event&) = delete;
     Event& operator=(const Event&) = delete;
 
@@ -80,7 +112,7 @@ public:
 private:
     int device_;
     bool timed_;
-    cudaEvent_t event_ = nullptr;
+    cudaEvent_t event_;
     std::atomic<bool> recorded_{false};
 };
 
