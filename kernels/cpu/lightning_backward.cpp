@@ -73,137 +73,171 @@ double first_time(const LightningBackward& args, const Chain& chain) {
     return args.initial_state || args.d_final_state ? static_cast<double>(chain.position) : 0.0;
 }
 
-// dq of a range of columns, one head.
+// One head on its way through its sequence: where its rows are, and what it reads of a tile.
 template <class T>
-class QueryGradient {
+class GradientHead {
+protected:
     using R = arithmetic_t<T>;
 
-public:
-    QueryGradient(const LightningBackward& args, const Chain& chain, const typename Powers<R>::Head& powers,
-                  AscendingTiles<R>& tiles, Angles<R> angles, R* state, double* dtheta)
+    GradientHead(const LightningBackward& args, const Chain& chain, const typename Powers<R>::Head& powers,
+                 Angles<R> angles, R* state, double* dtheta)
         : args_(args),
           shape_(args.shape),
           chain_(chain),
           powers_(powers),
-          tiles_(tiles),
           angles_(std::move(angles)),
           state_(state),
-          dtheta_(dtheta),
-          old_(args.initial_state != nullptr) {
-        if (old_)
-            load_state_turned(shape_, angles_.columns(), tiles.n,
-                              state_of(shape_, chain, static_cast<const R*>(args.initial_state)), state_,
-                              tiles.n_stride);
-    }
-    const Angles<R>& angles() const { return angles_; }
-    void outputs(Prefetch& ahead, int64_t done) const {
-        const int64_t m = rows(done), token = chain_.begin + done;
-        fetch_rows<T>(ahead, m, args_.q, token, args_.q_stride, chain_.head, shape_.key_dim);
-        fetch_rows<T>(ahead, m, args_.dq, token, args_.dq_stride, chain_.head, shape_.key_dim);
-    }
-    void inputs(Prefetch& ahead, int64_t done) const {
-        const int64_t m = rows(done), token = chain_.begin + done;
-        fetch_rows<T>(ahead, m, args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim);
-        fetch_rows<T>(ahead, m, args_.v, token, args_.v_stride, chain_.head, shape_.value_dim);
-        fetch_rows<T>(ahead, m, args_.k, token, args_.k_stride, chain_.head, shape_.key_dim);
-    }
-    void step(int64_t done) {
-        const int64_t m = rows(done), token = chain_.begin + done;
-        const Columns values{0, shape_.value_dim};
-        angles_.seek(chain_.position + done, m);
-        load_rows(Activation::none, m, shape_.value_dim, values,
-                  rows_of<T>(args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim), d_o_stride(),
-                  tiles_.left, tiles_.width_stride);
-        load_rows(shape_.v_activation, m, shape_.value_dim, values,
-                  rows_of<T>(args_.v, token, args_.v_stride, chain_.head, shape_.value_dim), args_.v_stride,
-                  tiles_.right, tiles_.width_stride);
-        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_,
-                  rows_of<T>(args_.k, token, args_.k_stride, chain_.head, shape_.key_dim), args_.k_stride,
-                  tiles_.values, tiles_.n_stride);
-        tiles_.ascend(m, powers_, state_, old_, done + m < chain_.length);
-        old_ = true;
-        store_key_gradient(shape_.qk_activation, m, shape_.key_dim, angles_,
-                           rows_of<T>(args_.q, token, args_.q_stride, chain_.head, shape_.key_dim),
-                           args_.q_stride, tiles_.out, tiles_.n_stride,
-                           rows_of<T>(args_.dq, token, args_.dq_stride, chain_.head, shape_.key_dim),
-                           args_.dq_stride, first_time(args_, chain_) + static_cast<double>(done), dtheta_);
-    }
+          dtheta_(dtheta) {}
 
-private:
+    // Begins with `states`, unless that is nullptr: nothing.
+    void begin_with(const void* states, int64_t width, int64_t stride) {
+        old_ = states != nullptr;
+        if (old_)
+            load_state_turned(shape_, angles_.columns(), width,
+                              state_of(shape_, chain_, static_cast<const R*>(states)), state_, stride);
+    }
     int64_t rows(int64_t done) const { return std::min(kTile, chain_.length - done); }
     int64_t d_o_stride() const { return shape_.heads * shape_.value_dim; }
+    double time(int64_t done) const { return first_time(args_, chain_) + static_cast<double>(done); }
+    // Rows of this head in a tensor as wide as the keys, or as the values, from the tile at token `done` on.
+    template <class Pointer>
+    auto* key_rows(Pointer x, int64_t stride, int64_t done) const {
+        return rows_of<T>(x, chain_.begin + done, stride, chain_.head, shape_.key_dim);
+    }
+    template <class Pointer>
+    auto* value_rows(Pointer x, int64_t stride, int64_t done) const {
+        return rows_of<T>(x, chain_.begin + done, stride, chain_.head, shape_.value_dim);
+    }
+
+    void load_key_tile(const void* x, int64_t x_stride, int64_t done, R* tile, int64_t stride) const {
+        load_keys(shape_.qk_activation, rows(done), shape_.key_dim, angles_, key_rows(x, x_stride, done),
+                  x_stride, tile, stride);
+    }
+    void load_v(int64_t done, R* tile, int64_t stride) const {
+        load_rows(shape_.v_activation, rows(done), shape_.value_dim, {0, shape_.value_dim},
+                  value_rows(args_.v, args_.v_stride, done), args_.v_stride, tile, stride);
+    }
+    void load_d_o(int64_t done, R* tile, int64_t stride) const {
+        load_rows(Activation::none, rows(done), shape_.value_dim, {0, shape_.value_dim},
+                  value_rows(args_.d_o, d_o_stride(), done), d_o_stride(), tile, stride);
+    }
+    // The gradient of raw q or k, x, from its tile.
+    void store_keys(const void* x, int64_t x_stride, int64_t done, const R* tile, int64_t stride, void* dx,
+                    int64_t dx_stride) const {
+        store_key_gradient(shape_.qk_activation, rows(done), shape_.key_dim, angles_,
+                           key_rows(x, x_stride, done), x_stride, tile, stride, key_rows(dx, dx_stride, done),
+                           dx_stride, time(done), dtheta_);
+    }
+    // Asks for rows of the tile at token `done` ahead of their use.
+    void fetch_keys(Prefetch& ahead, int64_t done, const void* x, int64_t stride) const {
+        fetch_rows<T>(ahead, rows(done), x, chain_.begin + done, stride, chain_.head, shape_.key_dim);
+    }
+    void fetch_values(Prefetch& ahead, int64_t done, const void* x, int64_t stride) const {
+        fetch_rows<T>(ahead, rows(done), x, chain_.begin + done, stride, chain_.head, shape_.value_dim);
+    }
+
     const LightningBackward& args_;
     const LightningShape& shape_;
     const Chain& chain_;
     typename Powers<R>::Head powers_;
-    AscendingTiles<R>& tiles_;
     Angles<R> angles_;
     R* state_;
     double* dtheta_;
-    bool old_;
-};
-
-// dk, dv and the gradient of the initial state, one head.
-template <class T>
-class KeyValueGradient {
-    using R = arithmetic_t<T>;
+    bool old_ = false;
 
 public:
-    KeyValueGradient(const LightningBackward& args, const Chain& chain,
-                     const typename Powers<R>::Head& powers, DescendingTiles<R>& tiles, Angles<R> angles,
-                     R* state, double* dtheta)
-        : args_(args),
-          shape_(args.shape),
-          chain_(chain),
-          powers_(powers),
-          tiles_(tiles),
-          angles_(std::move(angles)),
-          state_(state),
-          dtheta_(dtheta),
-          old_(args.d_final_state != nullptr) {
-        if (old_)
-            load_state_turned(shape_, angles_.columns(), tiles.width,
-                              state_of(shape_, chain, static_cast<const R*>(args.d_final_state)), state_,
-                              tiles.width_stride);
-    }
     const Angles<R>& angles() const { return angles_; }
+};
+
+// dq of a range of columns.
+template <class T>
+class QueryGradient : public GradientHead<T> {
+    using R = arithmetic_t<T>;
+    using Base = GradientHead<T>;
+    using Base::args_, Base::chain_, Base::powers_, Base::angles_, Base::state_, Base::old_;
+    using Base::rows, Base::d_o_stride, Base::load_key_tile, Base::load_v, Base::load_d_o, Base::store_keys,
+        Base::fetch_keys, Base::fetch_values;
+
+public:
+    using Tiles = AscendingTiles<R>;
+    static constexpr bool kDescending = false;
+    static Tiles tiles(Scratch& scratch, const LightningShape& shape, Columns keys) {
+        return {scratch, shape.value_dim, shape.theta ? 2 * keys.count : keys.count};
+    }
+    QueryGradient(const LightningBackward& args, const Chain& chain, const typename Powers<R>::Head& powers,
+                  Tiles& tiles, Angles<R> angles, R* state, double* dtheta)
+        : Base(args, chain, powers, std::move(angles), state, dtheta), tiles_(tiles) {
+        Base::begin_with(args.initial_state, tiles.n, tiles.n_stride);
+    }
     void outputs(Prefetch& ahead, int64_t done) const {
-        const int64_t m = rows(done), token = chain_.begin + done;
-        fetch_rows<T>(ahead, m, args_.dk, token, args_.dk_stride, chain_.head, shape_.key_dim);
-        fetch_rows<T>(ahead, m, args_.dv, token, args_.dv_stride, chain_.head, shape_.value_dim);
+        fetch_keys(ahead, done, args_.q, args_.q_stride);
+        fetch_keys(ahead, done, args_.dq, args_.dq_stride);
     }
     void inputs(Prefetch& ahead, int64_t done) const {
-        const int64_t m = rows(done), token = chain_.begin + done;
-        fetch_rows<T>(ahead, m, args_.q, token, args_.q_stride, chain_.head, shape_.key_dim);
-        fetch_rows<T>(ahead, m, args_.k, token, args_.k_stride, chain_.head, shape_.key_dim);
-        fetch_rows<T>(ahead, m, args_.v, token, args_.v_stride, chain_.head, shape_.value_dim);
-        fetch_rows<T>(ahead, m, args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim);
+        fetch_values(ahead, done, args_.d_o, d_o_stride());
+        fetch_values(ahead, done, args_.v, args_.v_stride);
+        fetch_keys(ahead, done, args_.k, args_.k_stride);
     }
     void step(int64_t done) {
-        const int64_t m = rows(done), token = chain_.begin + done;
-        const Columns values{0, shape_.value_dim};
-        const T* k = rows_of<T>(args_.k, token, args_.k_stride, chain_.head, shape_.key_dim);
-        const T* v = rows_of<T>(args_.v, token, args_.v_stride, chain_.head, shape_.value_dim);
+        const int64_t m = rows(done);
+        angles_.seek(chain_.position + done, m);
+        load_d_o(done, tiles_.left, tiles_.width_stride);
+        load_v(done, tiles_.right, tiles_.width_stride);
+        load_key_tile(args_.k, args_.k_stride, done, tiles_.values, tiles_.n_stride);
+        tiles_.ascend(m, powers_, state_, old_, done + m < chain_.length);
+        old_ = true;
+        store_keys(args_.q, args_.q_stride, done, tiles_.out, tiles_.n_stride, args_.dq, args_.dq_stride);
+    }
+    void finish() const {}
+
+private:
+    Tiles& tiles_;
+};
+
+// dk, dv and the gradient of the initial state.
+template <class T>
+class KeyValueGradient : public GradientHead<T> {
+    using R = arithmetic_t<T>;
+    using Base = GradientHead<T>;
+    using Base::args_, Base::shape_, Base::chain_, Base::powers_, Base::angles_, Base::state_, Base::old_;
+    using Base::rows, Base::d_o_stride, Base::load_key_tile, Base::load_v, Base::load_d_o, Base::store_keys,
+        Base::fetch_keys, Base::fetch_values, Base::value_rows;
+
+public:
+    using Tiles = DescendingTiles<R>;
+    static constexpr bool kDescending = true;
+    static Tiles tiles(Scratch& scratch, const LightningShape& shape, Columns) {
+        return {scratch, shape.key_width(), shape.value_dim};
+    }
+    KeyValueGradient(const LightningBackward& args, const Chain& chain,
+                     const typename Powers<R>::Head& powers, Tiles& tiles, Angles<R> angles, R* state,
+                     double* dtheta)
+        : Base(args, chain, powers, std::move(angles), state, dtheta), tiles_(tiles) {
+        Base::begin_with(args.d_final_state, tiles.width, tiles.width_stride);
+    }
+    void outputs(Prefetch& ahead, int64_t done) const {
+        fetch_keys(ahead, done, args_.dk, args_.dk_stride);
+        fetch_values(ahead, done, args_.dv, args_.dv_stride);
+    }
+    void inputs(Prefetch& ahead, int64_t done) const {
+        fetch_keys(ahead, done, args_.q, args_.q_stride);
+        fetch_keys(ahead, done, args_.k, args_.k_stride);
+        fetch_values(ahead, done, args_.v, args_.v_stride);
+        fetch_values(ahead, done, args_.d_o, d_o_stride());
+    }
+    void step(int64_t done) {
+        const int64_t m = rows(done);
         angles_.seek(chain_.position + done, m, -1);
-        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_,
-                  rows_of<T>(args_.q, token, args_.q_stride, chain_.head, shape_.key_dim), args_.q_stride,
-                  tiles_.q, tiles_.width_stride);
-        load_keys(shape_.qk_activation, m, shape_.key_dim, angles_, k, args_.k_stride, tiles_.k,
-                  tiles_.width_stride);
-        load_rows(shape_.v_activation, m, shape_.value_dim, values, v, args_.v_stride, tiles_.v,
-                  tiles_.n_stride);
-        load_rows(Activation::none, m, shape_.value_dim, values,
-                  rows_of<T>(args_.d_o, token, d_o_stride(), chain_.head, shape_.value_dim), d_o_stride(),
-                  tiles_.d_o, tiles_.n_stride);
+        load_key_tile(args_.q, args_.q_stride, done, tiles_.q, tiles_.width_stride);
+        load_key_tile(args_.k, args_.k_stride, done, tiles_.k, tiles_.width_stride);
+        load_v(done, tiles_.v, tiles_.n_stride);
+        load_d_o(done, tiles_.d_o, tiles_.n_stride);
         tiles_.descend(m, powers_, state_, old_, args_.d_initial_state || done > 0);
         old_ = true;
-        store_key_gradient(shape_.qk_activation, m, shape_.key_dim, angles_, k, args_.k_stride, tiles_.dk,
-                           tiles_.width_stride,
-                           rows_of<T>(args_.dk, token, args_.dk_stride, chain_.head, shape_.key_dim),
-                           args_.dk_stride, first_time(args_, chain_) + static_cast<double>(done), dtheta_);
-        store_value_gradient(
-            shape_.v_activation, m, shape_.value_dim, v, args_.v_stride, tiles_.v, tiles_.n_stride,
-            rows_of<T>(args_.dv, token, args_.dv_stride, chain_.head, shape_.value_dim), args_.dv_stride);
+        store_keys(args_.k, args_.k_stride, done, tiles_.dk, tiles_.width_stride, args_.dk, args_.dk_stride);
+        store_value_gradient(shape_.v_activation, m, shape_.value_dim,
+                             value_rows(args_.v, args_.v_stride, done), args_.v_stride, tiles_.v,
+                             tiles_.n_stride, value_rows(args_.dv, args_.dv_stride, done), args_.dv_stride);
     }
     void finish() const {
         if (!args_.d_initial_state) return;
@@ -214,33 +248,25 @@ public:
     }
 
 private:
-    int64_t rows(int64_t done) const { return std::min(kTile, chain_.length - done); }
-    int64_t d_o_stride() const { return shape_.heads * shape_.value_dim; }
-    const LightningBackward& args_;
-    const LightningShape& shape_;
-    const Chain& chain_;
-    typename Powers<R>::Head powers_;
-    DescendingTiles<R>& tiles_;
-    Angles<R> angles_;
-    R* state_;
-    double* dtheta_;
-    bool old_;
+    Tiles& tiles_;
 };
 
-// `count` heads of one sequence, from `chains` on; dtheta(chain, column) is where a head adds its part.
-template <class T, template <class> class Head, class Tiles, class Part>
-std::vector<Head<T>> heads_of(const LightningBackward& args, const Chain* chains, int64_t count, Columns keys,
-                              const Powers<arithmetic_t<T>>& powers, Scratch& scratch, Tiles& tiles,
-                              const Part& dtheta) {
-    using R = arithmetic_t<T>;
-    std::vector<Head<T>> heads;
+// One task: `count` heads of one sequence, from `chains` on; dtheta(chain, column) is where a head adds its
+// part.
+template <class Head, class T, class Part>
+void walk(const LightningBackward& args, const Chain* chains, int64_t count, Columns keys,
+          const Powers<arithmetic_t<T>>& powers, const Part& dtheta) {
+    Scratch& scratch = Scratch::fresh();
+    auto tiles = Head::tiles(scratch, args.shape, keys);
+    std::vector<Head> heads;
     heads.reserve(static_cast<size_t>(count));
     for (const Chain* chain = chains; chain < chains + count; ++chain)
-        heads.emplace_back(
-            args, *chain, powers.of(chain->head), tiles,
-            Angles<R>(scratch, args.shape, chain->head, keys, heads.empty() ? nullptr : &heads[0].angles()),
-            tiles.take_state(scratch), dtheta(*chain, keys.begin));
-    return heads;
+        heads.emplace_back(args, *chain, powers.of(chain->head), tiles,
+                           Angles<arithmetic_t<T>>(scratch, args.shape, chain->head, keys,
+                                                   heads.empty() ? nullptr : &heads[0].angles()),
+                           tiles.take_state(scratch), dtheta(*chain, keys.begin));
+    run_tiles(heads, tiles.ahead, chains->length, Head::kDescending);
+    for (const Head& head : heads) head.finish();
 }
 
 }  // namespace
@@ -274,24 +300,18 @@ void lightning_backward(const LightningBackward& args) {
                                                  round_up<R>(shape.key_dim) / kLanes<R>);
         const int64_t together = cuts > 1 ? 1 : heads_together(shape, count, 2), groups = count / together;
         for_each_task(groups * (1 + cuts), work, [&](int64_t task) {
-            Scratch& scratch = Scratch::fresh();
-            if (task < groups) {
-                const Chain* first = &chains[static_cast<size_t>(task * together)];
-                DescendingTiles<R> tiles(scratch, shape.key_width(), shape.value_dim);
-                auto heads = heads_of<T, KeyValueGradient>(
-                    args, first, together, {0, shape.key_dim}, powers, scratch, tiles,
-                    [&](const Chain& chain, int64_t column) { return part(1, chain, column); });
-                run_tiles(heads, tiles.ahead, first->length, true);
-                for (const auto& head : heads) head.finish();
-            } else {
-                const Chain* first = &chains[static_cast<size_t>((task - groups) / cuts * together)];
-                const Columns keys = part_of<R>(shape.key_dim, (task - groups) % cuts, cuts);
-                AscendingTiles<R> tiles(scratch, shape.value_dim, shape.theta ? 2 * keys.count : keys.count);
-                auto heads = heads_of<T, QueryGradient>(
-                    args, first, together, keys, powers, scratch, tiles,
-                    [&](const Chain& chain, int64_t column) { return part(0, chain, column); });
-                run_tiles(heads, tiles.ahead, first->length, false);
-            }
+            const bool query = task >= groups;
+            const Chain* first =
+                &chains[static_cast<size_t>((query ? (task - groups) / cuts : task) * together)];
+            const auto dtheta = [&](const Chain& chain, int64_t column) {
+                return part(query ? 0 : 1, chain, column);
+            };
+            if (query)
+                walk<QueryGradient<T>, T>(args, first, together,
+                                          part_of<R>(shape.key_dim, (task - groups) % cuts, cuts), powers,
+                                          dtheta);
+            else
+                walk<KeyValueGradient<T>, T>(args, first, together, {0, shape.key_dim}, powers, dtheta);
         });
         if (!shape.theta || !args.dtheta) return;
         for (int64_t c = 0; c < heads_width; ++c) {
