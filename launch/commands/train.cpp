@@ -32,8 +32,8 @@ void add_train_command(CLI::App& app) {
     CLI::App* command = app.add_subcommand("train", "Train a model, or go on with a run");
     command->footer(
         "Examples:\n"
-        "  levin train configs/tiny.yaml run.folder=runs/tiny data.train=data/text\n"
-        "  mpirun -n 2 levin train configs/tiny.yaml run.folder=runs/two data.train=data/text\n"
+        "  levin train configs/tiny.yaml run.folder=runs/tiny data.train=runs/data/text\n"
+        "  mpirun -n 2 levin train configs/tiny.yaml run.folder=runs/two data.train=runs/data/text\n"
         "SIGTERM or Ctrl-C saves and ends with status 0; the same command goes on. Every key: "
         "docs/config.md.");
     command->add_option("CONFIG", options->config, "YAML file")->required();

@@ -184,6 +184,8 @@ void run(const Options& options) {
 void add_attention(CLI::App& bench) {
     auto options = std::make_shared<Options>();
     CLI::App* command = bench.add_subcommand("attention", "Lightning attention at growing length");
+    command->footer(
+        "Example: levin bench attention --heads 8 --head-dim 128 --lengths 1024,16384 --tokens 16384");
     add_common(*command, options->common);
     command->add_option("--lengths", options->lengths, "Lengths to measure")
         ->delimiter(',')

@@ -100,6 +100,7 @@ void run(const Options& options) {
 void add_data(CLI::App& bench) {
     auto options = std::make_shared<Options>();
     CLI::App* command = bench.add_subcommand("data", "Building a shard and reading samples");
+    command->footer("Example: levin bench data --input my.txt --tokenizer my.model");
     add_common(*command, options->common);
     command->add_option("--input", options->input, "Text to tokenize (default: random words)");
     command->add_option("--tokenizer", options->tokenizer, "byte or PATH")->capture_default_str();

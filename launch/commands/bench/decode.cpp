@@ -153,6 +153,7 @@ private:
 void add_decode(CLI::App& bench) {
     auto options = std::make_shared<Options>();
     CLI::App* command = bench.add_subcommand("decode", "Recurrent decoding at growing position");
+    command->footer("Example: levin bench decode configs/quickstart.yaml --positions 100,100000 --batch 1,8");
     add_common(*command, options->common);
     command->add_option("CONFIG", options->config, "YAML file")->required();
     command->add_option("key=value", options->overrides, "Settings that replace those of the file");

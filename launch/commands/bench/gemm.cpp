@@ -73,6 +73,7 @@ void run(const Options& options) {
 void add_gemm(CLI::App& bench) {
     auto options = std::make_shared<Options>();
     CLI::App* command = bench.add_subcommand("gemm", "Matrix products of a training step");
+    command->footer("Example: levin bench gemm --hidden 1024 --glu 2816 --vocab 32000 --tokens 4096");
     add_common(*command, options->common);
     command->add_option("--tokens", options->tokens)->capture_default_str()->check(CLI::PositiveNumber);
     command->add_option("--hidden", options->hidden, "hidden_size")

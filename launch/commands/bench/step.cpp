@@ -254,6 +254,7 @@ void run(const Options& options) {
 void add_step(CLI::App& bench) {
     auto options = std::make_shared<Options>();
     CLI::App* command = bench.add_subcommand("step", "A training step of a configuration");
+    command->footer("Example: levin bench step configs/quickstart.yaml trainer.recompute=full");
     add_common(*command, options->common);
     command->add_option("CONFIG", options->config, "YAML file")->required();
     command->add_option("key=value", options->overrides, "Settings that replace those of the file");
