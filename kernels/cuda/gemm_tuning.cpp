@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 
+#include "kernels/backends.h"
 #include "kernels/base/error.h"
 #include "kernels/cuda/check.h"
 #include "kernels/cuda/gemm_cache.h"
@@ -54,6 +55,35 @@ public:
 
 private:
     void* data_ = nullptr;
+};
+
+// Makes products find their operands in memory rather than in the L2 cache, where the round before left them:
+// between two uses of the same weights a step uses all the others. Operands that the cache does not hold need
+// no help.
+class ColdCache {
+public:
+    ColdCache(cudaStream_t stream, int device, size_t operands)
+        : stream_{{DeviceType::cuda, device}, stream},
+          l2_bytes_(l2_bytes(device)),
+          memory_(operands < 2 * l2_bytes_ ? 2 * l2_bytes_ : 0) {}
+    // Reads other memory: what was written last would go back to memory during the product. Without memory
+    // for that the cache stays as it is.
+    void clear() const {
+        if (!memory_.get()) return;
+        const void* const list[] = {memory_.get()};
+        const int64_t counts[] = {static_cast<int64_t>(2 * l2_bytes_ / sizeof(float))};
+        sum_of_squares(stream_, {1, list, counts, DType::f32, static_cast<double*>(memory_.get())});
+    }
+
+private:
+    static size_t l2_bytes(int device) {
+        int bytes = 0;
+        LEVIN_CUDA_CHECK(cudaDeviceGetAttribute(&bytes, cudaDevAttrL2CacheSize, device));
+        return static_cast<size_t>(bytes);
+    }
+    Stream stream_;
+    size_t l2_bytes_;
+    Transient memory_;
 };
 
 // One file per device of the process; made at first use.
@@ -105,10 +135,13 @@ std::vector<float> times_of(cudaStream_t stream, int device, const Gemm& g, bool
     const Transient workspace(workspace_bytes), stand_in(c_is_free ? 0 : c_bytes);
     if ((workspace_bytes > 0 && !workspace.get()) || (!c_is_free && !stand_in.get())) return {};
     void* target = c_is_free ? g.c : stand_in.get();
+    const auto ab_bytes = static_cast<size_t>(g.m * g.k + g.k * g.n) * size_of(g.dtype);
+    const ColdCache cache(stream, device, ab_bytes + c_bytes);
     std::vector<float> best(proposals.size(), 1e30f);
     Event start, stop;
     for (int round = -1; round < kRounds; ++round)  // the first is a warm-up
         for (size_t i = 0; i < proposals.size(); ++i) {
+            cache.clear();
             start.record(stream);
             try {
                 plan.run(stream, device, g, target, proposals[i].algo, workspace.get(), workspace_bytes);
