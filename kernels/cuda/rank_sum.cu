@@ -9,8 +9,8 @@ namespace levin::kernels::cuda {
 namespace {
 
 // It runs in the gap between two kernels, and what comes next waits for all its blocks: short and wide takes
-// the least from it.
-constexpr int kThreads = 512, kUnroll = 4;
+// the least from it. 64 KiB on their way to a multiprocessor hide the memory's latency.
+constexpr int kThreads = 512, kBlocks = 2, kUnroll = 2;
 
 template <class T>
 struct Parts {
@@ -18,24 +18,33 @@ struct Parts {
 };
 
 template <class T, int N>
-__global__ void __launch_bounds__(kThreads)
-    rank_sum_kernel(Parts<T> parts, int ranks, T* out, int64_t count) {
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    rank_sum_kernel(const __grid_constant__ Parts<T> parts, int ranks, T* out, int64_t count) {
     const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads * N;
     for (int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N; first < count;
          first += step * kUnroll) {
+        Raw<T, N> one[kUnroll], other[kUnroll];
+        const auto read = [&](const T* part, Raw<T, N>(&values)[kUnroll]) {
+#pragma unroll
+            for (int u = 0; u < kUnroll; ++u)
+                if (first + u * step < count)
+                    values[u] = *reinterpret_cast<const Raw<T, N>*>(part + first + u * step);
+        };
+        read(parts.of[0], one);
+        read(parts.of[1], other);  // asked for before the first is there
         Pack<acc_t<T>, N> sum[kUnroll];
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u)
-            if (first + u * step < count) sum[u] = load<N>(parts.of[0] + first + u * step);
-#pragma unroll 2
-        for (int r = 1; r < ranks; ++r)
+        for (int u = 0; u < kUnroll; ++u) sum[u] = unpack(one[u]);
+        for (int r = 1;;) {
 #pragma unroll
             for (int u = 0; u < kUnroll; ++u) {
-                if (first + u * step >= count) break;
-                const Pack<acc_t<T>, N> more = load<N>(parts.of[r] + first + u * step);
+                const Pack<acc_t<T>, N> more = unpack(other[u]);
 #pragma unroll
                 for (int i = 0; i < N; ++i) sum[u][i] += more[i];
             }
+            if (++r == ranks) break;
+            read(parts.of[r], other);
+        }
 #pragma unroll
         for (int u = 0; u < kUnroll; ++u)
             if (first + u * step < count) store<N>(out + first + u * step, sum[u]);
@@ -60,7 +69,7 @@ void sum_in_rank_order(cudaStream_t stream, const void* const* parts, int ranks,
         }
         const int64_t wide = vector ? kVector<T> : 1;
         const auto blocks = static_cast<unsigned>(
-            std::min<int64_t>(multiprocessors(device), ceil_div(count, kThreads * wide)));
+            std::min<int64_t>(kBlocks * multiprocessors(device), ceil_div(count, kThreads * wide)));
         if (vector)
             rank_sum_kernel<T, kVector<T>>
                 <<<blocks, kThreads, 0, stream>>>(typed, ranks, static_cast<T*>(out), count);

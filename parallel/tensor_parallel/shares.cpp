@@ -23,20 +23,20 @@ std::vector<Pending> launch(Communicator& ranks, size_t count, const std::functi
 
 }  // namespace
 
+// From the last one on: what waits for it need not stop again at those before it.
+void InFlight::Chunk::wait() {
+    for (; !works.empty(); works.pop_back()) works.back()->wait();
+}
+
 void InFlight::each(const std::function<void(int64_t, int64_t)>& use) {
     for (Chunk& chunk : chunks_) {
-        for (const Pending& work : chunk.works) work->wait();
-        chunk.works.clear();
+        chunk.wait();
         use(chunk.first, chunk.rows);
     }
 }
 
 void InFlight::wait() {
-    // From the last one on: what waits for a chunk need not stop again at those before it.
-    for (auto chunk = chunks_.rbegin(); chunk != chunks_.rend(); ++chunk) {
-        for (const Pending& work : chunk->works) work->wait();
-        chunk->works.clear();
-    }
+    for (auto chunk = chunks_.rbegin(); chunk != chunks_.rend(); ++chunk) chunk->wait();
 }
 
 TokenShares::TokenShares(Ranks ranks, int64_t tokens, bool scattered, int64_t chunks)

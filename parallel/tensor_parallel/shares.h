@@ -37,6 +37,7 @@ private:
     struct Chunk {
         int64_t first, rows;
         std::vector<Pending> works;
+        void wait();
     };
     std::vector<Tensor> tensors_;
     std::vector<Chunk> chunks_;
