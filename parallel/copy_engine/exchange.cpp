@@ -323,14 +323,15 @@ void Exchange::settle(uint64_t swap, cudaStream_t user) {
     if (swap <= settled_) return;
     LEVIN_CUDA_CHECK(cudaSetDevice(device_));
     stream(Queue::user) = user;
-    // Those before it come with it, as their order is that of the ring; those behind it may travel on. First
-    // all flags, then all sums, so that kernel follows kernel.
+    // Those before it come with it, as their order is that of the ring; those behind it may travel on. Flags
+    // count: the last one that arrives covers those before it, and so does the last one that is set.
     const auto end = swaps_.begin() + static_cast<ptrdiff_t>(swap - settled_);
     const std::span<const Half> due(swaps_.begin(), end);
-    for (const Half& half : due)
-        LEVIN_CUDA_CHECK(cudaStreamWaitEvent(user, half.sent));  // the sum takes the place of what is sent
-    for (const Step::Action action : {Step::Action::wait, Step::Action::sum, Step::Action::signal})
-        for (const Half& half : due) run(half.steps, half.tensor, half.tensor, action);
+    // A sum takes the place of what is sent; the last was sent last.
+    LEVIN_CUDA_CHECK(cudaStreamWaitEvent(user, due.back().sent));
+    run(due.back().steps, due.back().tensor, due.back().tensor, Step::Action::wait);
+    for (const Half& half : due) run(half.steps, half.tensor, half.tensor, Step::Action::sum);
+    run(due.back().steps, due.back().tensor, due.back().tensor, Step::Action::signal);
     for (const Half& half : due) {
         schedule_.settled(half.tensor.bytes());
         spare_.push_back(half.sent);

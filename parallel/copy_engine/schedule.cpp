@@ -232,25 +232,32 @@ Steps Schedule::all_gather(size_t share, bool exposed) {
 }
 
 Schedule::Swap Schedule::swap(size_t bytes) {
-    // Few pieces: every flag interrupts the stream that waits for it.
     const size_t piece = std::max(round_up(bytes / 4, kAlignment), 16 * kSmallestChunk);
+    const int peer = 1 - rank_;
     Swap result;
     swapped_ += bytes;
+    Chunk chunk{};
+    Steps sums;
     for (size_t begin = 0; begin < bytes; begin += piece) {
         const size_t size = std::min(piece, bytes - begin);
-        const int peer = 1 - rank_;
-        const Chunk chunk = take(Kind::swap, size);
+        chunk = take(Kind::swap, size);
         send(result.out, Queue::swap_out, Kind::swap, chunk, peer, begin, size);
-        wait(result.in, Queue::user, Kind::swap, chunk, peer);
-        result.in.push_back({.action = Action::sum,
-                             .queue = Queue::user,
-                             .kind = Kind::swap,
-                             .from = begin,
-                             .to = begin,
-                             .ring = chunk.begin,
-                             .bytes = size});
-        release(result.in, Queue::user, Kind::swap, chunk, peer);
+        // Pieces that lie side by side are summed as one.
+        if (!sums.empty() && sums.back().ring + sums.back().bytes == chunk.begin)
+            sums.back().bytes += size;
+        else
+            sums.push_back({.action = Action::sum,
+                            .queue = Queue::user,
+                            .kind = Kind::swap,
+                            .from = begin,
+                            .to = begin,
+                            .ring = chunk.begin,
+                            .bytes = size});
     }
+    // Every flag interrupts the stream that waits for it: that of the last piece covers those before it.
+    wait(result.in, Queue::user, Kind::swap, chunk, peer);
+    result.in.insert(result.in.end(), sums.begin(), sums.end());
+    release(result.in, Queue::user, Kind::swap, chunk, peer);
     return result;
 }
 

@@ -87,7 +87,7 @@ public:
     // Whether nothing that is sent would have to wait for a half that has not been queued yet (a wrapped ring
     // leaves less than a quarter unused).
     bool can_swap(size_t bytes) const {
-        return window_.ranks == 2 &&
+        return bytes > 0 && window_.ranks == 2 &&
                (swapped_ + bytes) / 3 <= window_.ring[static_cast<size_t>(Kind::swap)] / 4;
     }
     // The second half of a swap of so many bytes has been queued.
