@@ -67,16 +67,15 @@ int stage_of(const ParallelConfig& parallel) {
                                                            : std::min<int64_t>(parallel.zero, 2));
 }
 
-// Chunks beside products pay where no kernel of a collective stands in their way. Over NCCL they do not, but
-// a half of a batch beside a whole block of the other one does (docs/parallelism.md).
+// On GPUs a half of a batch beside a whole block of the other one hides its sums best; chunks beside products
+// pay where no kernel of a collective stands in their way (docs/parallelism.md).
 TensorParallelOptions tensor_parallel_options(const Config& config, const Mesh& mesh) {
     const ParallelConfig& parallel = config.parallel;
     const bool free = mesh.tp()->copy_engines();
     TensorParallelOptions options{.sequence_scatter = parallel.sequence_scatter};
-    const bool over_nccl = config.trainer.device == DeviceType::cuda && mesh.tp()->size() > 1 && !free;
-    options.two_batches =
-        parallel.two_batch_overlap == Switch::on ||
-        (parallel.two_batch_overlap == Switch::automatic && over_nccl && has_two_batches(config));
+    options.two_batches = parallel.two_batch_overlap == Switch::on ||
+                          (parallel.two_batch_overlap == Switch::automatic && mesh.tp()->size() > 1 &&
+                           config.trainer.device == DeviceType::cuda && has_two_batches(config));
     options.overlap_chunks = parallel.overlap_chunks > 0    ? parallel.overlap_chunks
                              : free && !options.two_batches ? 4
                                                             : 1;

@@ -321,7 +321,7 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "A micro-batch goes through the tensor-parallel layers as two halves of whole sequences (or packed "
         "documents), block by block in turn, so that the sum which ends a block of one half travels during a "
         "block of the other. Needs two sequences or more; not with `cp`, `sequence_scatter` or "
-        "`trainer.recompute: full`. `auto`: where that is so, on GPUs whose sums go over NCCL.");
+        "`trainer.recompute: full`. `auto`: where that is so, on GPUs.");
     KEY(parallel, hierarchical, boolean,
         "CPU ranks on several hosts, equally many on each: data-parallel ranks sum inside their host first, "
         "and only "
