@@ -15,6 +15,7 @@ namespace levin::kernels {
 //   h
 //               is written where given; it must not be x
 //   gated_norm  input = gate(u) * (x * rsqrt(mean(x^2) + eps)), gate none or sigmoid
+// With `add` (not with glu) y is added to the product and the sum rounded once: the residual stream in place.
 // The input is rounded to dtype, sums are formed in acc in a fixed order. x, branch, h contiguous
 // [batch, width]; u strided; y contiguous [batch, outputs]. `workspace`: decode_workspace() bytes, for back
 // ends and shapes that take several steps.
@@ -35,6 +36,7 @@ struct DecodeLinear {
     Activation activation;
     void* y;
     void* workspace;
+    bool add = false;
 };
 void decode_linear(const Stream& stream, const DecodeLinear& args);
 inline size_t decode_workspace(int64_t batch, int64_t width, int64_t outputs, DType dtype) {

@@ -37,6 +37,7 @@ void decode_linear_in_steps(const DecodeLinear& args, const Run& run) {
     gemm.a = input, gemm.lda = args.width;
     gemm.b = args.weight, gemm.ldb = args.width;
     gemm.c = product, gemm.ldc = rows;
+    gemm.beta = args.add ? 1 : 0;
     run.gemm(gemm);
     if (args.glu)
         run.glu(GluForward{args.batch, args.outputs, args.dtype, args.activation, product, rows,

@@ -136,6 +136,9 @@ void Decoder::queue_step() {
                                 .ids = ids_.data<int32_t>(),
                                 .table = embedding_.data(),
                                 .y = h_[0].data()});
+    // A residual sum by the product itself costs least where the norm is a kernel of its own; where it is
+    // part of the next product, the sum is too.
+    const bool add = batch_ > 2;
     int current = 0;
     bool has_branch = false;
     // A norm of the residual stream and the product behind it; `last`: the stream moves on.
@@ -159,7 +162,7 @@ void Decoder::queue_step() {
         }
     };
     const auto plain = [&](const Tensor& x, int64_t width, const Tensor& weight, int64_t outputs,
-                           const Tensor& y) {
+                           const Tensor& y, bool add_to_y = false) {
         kernels::DecodeLinear linear = base;
         linear.input = Input::plain;
         linear.width = width;
@@ -167,6 +170,7 @@ void Decoder::queue_step() {
         linear.x = x.data();
         linear.weight = weight.data();
         linear.y = y.data();
+        linear.add = add_to_y;
         kernels::decode_linear(stream, linear);
     };
     const int64_t projected = projection_.dim(1);
@@ -200,12 +204,13 @@ void Decoder::queue_step() {
         out.u_stride = multiply_gate ? projected : d;
         out.gate = multiply_gate ? ops::Activation::none : ops::Activation::sigmoid;
         out.weight = layer.out.data();
-        out.y = branch_.data();
+        out.y = add ? h_[current].data() : branch_.data();
+        out.add = add;
         kernels::decode_linear(stream, out);
-        has_branch = true;
+        has_branch = !add;
         from_stream(layer.glu_in, f, product_, true, true);
-        plain(product_, f, layer.glu_out, d, branch_);
-        has_branch = true;
+        plain(product_, f, layer.glu_out, d, add ? h_[current] : branch_, add);
+        has_branch = !add;
     }
     from_stream(head_, config_.vocab_size, logits_, false, true);
     kernels::decode_advance(stream, {.batch = batch_,

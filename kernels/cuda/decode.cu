@@ -192,7 +192,7 @@ constexpr size_t kSharedForInput = 48 << 10;
 bool fused_fits(const DecodeLinear& args) {
     const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
     return args.dtype == DType::bf16 && (args.batch == 1 || args.batch == 2) && args.width % kLane == 0 &&
-           args.u_stride % kLane == 0 &&
+           !args.add && args.u_stride % kLane == 0 &&
            static_cast<size_t>(args.batch * args.width) * sizeof(Bf16) <= kSharedForInput &&
            aligned(args.x) && aligned(args.branch) && aligned(args.h) && aligned(args.u) &&
            aligned(args.weight);

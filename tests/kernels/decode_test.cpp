@@ -21,7 +21,7 @@ struct Product {
     DType dtype;
     size_t batch, width, outputs;
     Input input = Input::plain;
-    bool glu = false, branch = false, h = false;
+    bool glu = false, branch = false, h = false, add = false;
     Activation gate = Activation::none, activation = Activation::none;
 };
 
@@ -74,8 +74,9 @@ void check(const Product& p) {
                  u = rounded(p.dtype, random_normal(p.batch * p.width)),
                  weight = rounded(p.dtype,
                                   random_normal(rows * p.width, 1 / std::sqrt(static_cast<double>(p.width))));
-    Values h;
-    const Values expected = product_of(p, input_of(p, x, branch, u, h), weight);
+    const Values old = rounded(p.dtype, random_normal(p.batch * p.outputs));
+    Values h, expected = product_of(p, input_of(p, x, branch, u, h), weight);
+    for (size_t i = 0; p.add && i < expected.size(); ++i) expected[i] += old[i];
     const Buffer x_buffer(p.dtype, x), branch_buffer(p.dtype, branch), weight_buffer(p.dtype, weight),
         u_buffer(p.dtype, spread(u, p.width, u_stride));
     const auto n = [](size_t value) { return static_cast<int64_t>(value); };
@@ -83,7 +84,7 @@ void check(const Product& p) {
         Buffer::poisoned(DType::f32, decode_workspace(n(p.batch), n(p.width), n(p.outputs), p.dtype) / 4 + 1);
     std::array<Values, 2> results;
     for (Values& result : results) {
-        const Buffer y = Buffer::poisoned(p.dtype, p.batch * p.outputs),
+        const Buffer y = p.add ? Buffer(p.dtype, old) : Buffer::poisoned(p.dtype, p.batch * p.outputs),
                      h_buffer = Buffer::poisoned(p.dtype, p.batch * p.width);
         decode_linear(stream(), {.batch = n(p.batch),
                                  .width = n(p.width),
@@ -101,7 +102,8 @@ void check(const Product& p) {
                                  .glu = p.glu,
                                  .activation = p.activation,
                                  .y = y.data(),
-                                 .workspace = workspace.data()});
+                                 .workspace = workspace.data(),
+                                 .add = p.add});
         result = y.read();
         if (p.h) {
             EXPECT_EQ(h_buffer.read(), h);
@@ -136,6 +138,10 @@ TEST(DecodeLinear, EveryInput) {
             p.input = Input::gated_norm;
             check(p);
             p.gate = Activation::sigmoid;
+            check(p);
+            p.add = true;
+            check(p);
+            p.input = Input::plain;
             check(p);
         }
 }
