@@ -74,7 +74,8 @@ private:
 
 // The body of main(): makes the world, runs `body` and returns its exit status. An Error is printed with the
 // rank it happened on and becomes its exit status; any other exception becomes 1. A rank that ends with a
-// status other than 0 takes the whole job down with it, at once.
+// status other than 0 takes the whole job down with it, within seconds; of several that fail the first is
+// named (watchdog.h).
 int run_ranks(const std::function<int(World&)>& body);
 
 }  // namespace levin

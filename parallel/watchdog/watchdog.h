@@ -1,5 +1,6 @@
-// Watches over a job: a thread on every rank that notices when another rank dies, hangs, or makes another
-// call than the rest, and then ends the process with status 4. It talks TCP, not MPI, and waits for nobody.
+// Watches over a job: a thread on every rank that notices when another rank dies, hangs, fails, or makes
+// another call than the rest, and then ends the process: with the status of that failure, or 4. It talks TCP,
+// not MPI, and waits for nobody.
 //
 // Rank 0 is the judge: every rank tells it twice a second what it does (activity.h), and at once when it
 // fails. The judge decides, says which rank failed first, in which collective and where in the program, and
