@@ -2,6 +2,7 @@
 // them before the kernel in front of it has ended (programmatic dependent launch on Hopper), and norms,
 // gates, sums and the gated product happen inside the products.
 #include "kernels/cuda/activation.cuh"
+#include "kernels/cuda/bf16_decode_attention.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/rotation.cuh"
 #include "kernels/cuda/row.cuh"
@@ -410,6 +411,7 @@ void decode_linear(const Stream& stream, const DecodeLinear& args) {
 }
 
 void decode_attention(const Stream& stream, const DecodeAttention& args) {
+    if (bf16_decode_attention_fits(args)) return bf16_decode_attention(stream, args);
     const int64_t key_width = args.theta ? 2 * args.key_dim : args.key_dim;
     if (key_width < 1 || key_width > kMaxKeyWidth)
         fail_arguments("decode_attention", "key width must be 1..256", key_width);
