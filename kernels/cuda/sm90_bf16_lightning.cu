@@ -20,7 +20,6 @@
 // by one FMA, so that long sums do not inherit the tensor core's truncation.
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/lightning_expand.h"
-#include "kernels/cuda/lightning_segments.cuh"
 #include "kernels/cuda/sm90_bf16_lightning.h"
 #include "kernels/cuda/sm90_lightning_tile.cuh"
 
@@ -310,9 +309,12 @@ __global__ void __launch_bounds__(StateLayout::kThreads, 1)
             block.pipeline.release(turn);
             state.add(block.powers.fall[block.chain.rows(done)], product);
         });
-        state.leave(place, args.work,
-                    args.work.between + (block.chain.index * args.work.plan.segments + block.chain.segment) *
-                                            args.work.key_dim * args.work.value_dim);
+        const Chain& chain = block.chain;
+        if (args.work.between)
+            state.hold(place, args.work.between +
+                                  (chain.index * args.work.plan.segments + chain.segment) * kHeldState);
+        else
+            state.finish(place, args.work, chain);
     }
     wait_for_previous_kernels();
 #endif
@@ -369,7 +371,7 @@ Work work_of(const Stream& stream, const LightningShape& shape) {
 
 // Floats of the states between the segments.
 int64_t between_size(const Work& work) {
-    return work.plan.segments > 1 ? work.chains * work.plan.segments * work.key_dim * work.value_dim : 0;
+    return work.plan.segments > 1 ? work.chains * work.plan.segments * kHeldState : 0;
 }
 
 struct Mapped {
@@ -426,6 +428,7 @@ void add_up_starts(Launches& launches, cudaStream_t stream, const Work& work) {
     launch_states_between(stream, work.chains,
                           {.initial = work.initial,
                            .between = work.between,
+                           .held = true,
                            .slopes = work.slopes,
                            .heads = work.key_heads,
                            .parts = work.parts,
@@ -500,7 +503,10 @@ void sm90_lightning_state(const Stream& stream, const LightningState& args) {
     if (work.chains <= 0 || shape.batch * shape.length == 0 || nobody_wants_it) return;
     const Scratch between(s, args.kept_states ? 0 : size * sizeof(float));
     auto* state = static_cast<float*>(args.state);
-    work.between = size == 0 ? state : args.kept_states ? args.kept_states : between.as<float>();
+    if (size == 0)
+        work.final = state;
+    else
+        work.between = args.kept_states ? args.kept_states : between.as<float>();
     const Mapped a = keys_of(shape, args.keys, args.key_stride),
                  b = values_of(shape, args.values, args.value_stride,
                                args.mirrored ? Activation::none : shape.v_activation);
@@ -517,7 +523,8 @@ void sm90_lightning_state(const Stream& stream, const LightningState& args) {
                              .segments = work.plan.segments,
                              .segment_length = work.plan.segment_length,
                              .length = work.length,
-                             .size = int64_t{work.key_dim} * work.value_dim});
+                             .rows = work.key_dim,
+                             .columns = work.value_dim});
 }
 
 void sm90_lightning_backward(const Stream& stream, const LightningBackward& args) {

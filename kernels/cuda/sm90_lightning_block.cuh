@@ -23,7 +23,7 @@ struct Work {
     int key_dim, value_dim;
     const float* initial;  // [chain, key_dim, value_dim]; nullptr: zero
     float* final;          // nullptr: not wanted
-    float* between;        // [chain, segment, key_dim, value_dim]; nullptr: one segment
+    float* between;        // [chain, segment], held (lightning_segments.cuh); nullptr: one segment
     bool starts;           // between: states at the starts of the segments; else what each segment adds
     bool just_made;        // between comes from a kernel right before this one, which may still run
 };

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/cuda/element.cuh"
+#include "kernels/cuda/lightning_segments.cuh"
 #include "kernels/cuda/sm90_lightning_block.cuh"
 
 namespace levin::kernels::cuda::hopper {
@@ -119,11 +120,24 @@ struct State {
                 body(value[i], value[i + 1], row * work.value_dim + column);
         }
     }
-    // value = decay * value + what lies at `from`
-    __device__ void take(const Place& place, const Work& work, float decay, const float* from) {
-        each_pair(place, work, [&](float& a, float& b, int at) {
-            const float2 added = *reinterpret_cast<const float2*>(from + at);
-            a = decay * a + added.x, b = decay * b + added.y;
+    // body(four values, offset in a held state) for all
+    template <class Body>
+    __device__ void each_four(const Place& place, const Body& body) {
+        const int thread = kGroup * place.group + 32 * place.warp + place.lane;
+#pragma unroll
+        for (int i = 0; i < kWidth / 8; ++i) body(&value[4 * i], 4 * (kConsumers * i + thread));
+    }
+    // value = decay * value + the state held at `from`, which is read once
+    __device__ void take(const Place& place, float decay, const float* from) {
+        each_four(place, [&](float* v, int at) {
+            const float4 added = __ldcg(reinterpret_cast<const float4*>(from + at));
+            v[0] = decay * v[0] + added.x, v[1] = decay * v[1] + added.y;
+            v[2] = decay * v[2] + added.z, v[3] = decay * v[3] + added.w;
+        });
+    }
+    __device__ void hold(const Place& place, float* to) {
+        each_four(place, [&](const float* v, int at) {
+            *reinterpret_cast<float4*>(to + at) = make_float4(v[0], v[1], v[2], v[3]);
         });
     }
     __device__ void leave(const Place& place, const Work& work, float* to) {
@@ -135,14 +149,18 @@ struct State {
 #pragma unroll
         for (float& v : value) v = 0;
         if (work.just_made && (work.starts || chain.segment > 0)) wait_for_previous_kernels();
-        const int64_t size = int64_t{work.key_dim} * work.value_dim;
-        const float* between = work.between + chain.index * work.plan.segments * size;
-        if (work.between && work.starts) return take(place, work, 0, between + chain.segment * size);
-        if (work.initial) take(place, work, 0, work.initial + chain.index * size);
+        const float* between = work.between + chain.index * work.plan.segments * kHeldState;
+        if (work.between && work.starts) return take(place, 0, between + chain.segment * kHeldState);
+        if (work.initial)
+            each_pair(place, work, [&](float& a, float& b, int at) {
+                const float2 from = *reinterpret_cast<const float2*>(
+                    work.initial + chain.index * work.key_dim * work.value_dim + at);
+                a = from.x, b = from.y;
+            });
         const auto decay = static_cast<float>(exp(-static_cast<double>(work.slopes[chain.value_head]) *
                                                   static_cast<double>(work.plan.segment_length)));
         for (int64_t segment = 0; segment < chain.segment; ++segment)
-            take(place, work, decay, between + segment * size);
+            take(place, decay, between + segment * kHeldState);
     }
     __device__ void finish(const Place& place, const Work& work, const Chain& chain) {
         if (work.final && chain.segment == work.plan.segments - 1)

@@ -217,6 +217,13 @@ TEST(LightningBf16, LongSequences) {
     }
     // So many segments that the states at their starts are summed once for all.
     check(make(1, 6000, 64, 64, {slope(6, 12)}), true);
+    // States narrower than the kernel holds them, summed by blocks and once for all.
+    check(make(1, 2100, 72, 120, {slope(6, 12), slope(7, 0)}), true);
+    check(make(1, 6000, 120, 40, {slope(6, 12)}), true);
+    // No decay at all, and one that forgets all but the last tokens of a segment.
+    Lightning p = make(1, 3000, 64, 64, {0, 1.1, slope(0, 0), slope(7, 23)});
+    p.qk_activation = Activation::silu;
+    check(p, true);
 }
 
 TEST(LightningBf16, PackedDocuments) {
