@@ -226,6 +226,29 @@ TEST(LightningBf16, LongSequences) {
     check(p, true);
 }
 
+// The state that a segment starts from holds what came long before it, as far as f32 can tell: the product of
+// k and v, or q and d_o, is 2^20 times larger up to 14 / slope tokens before the border than behind it.
+TEST(LightningBf16, LargeTokensFarFromABorder) {
+    constexpr int64_t kLength = 2048, kSegment = 512, kLarge = kSegment - 70, kNear = 64, kWidth = 64;
+    const Lightning p = make(1, kLength, kWidth, kWidth, {0.2});
+    const auto rows = [&](const Values& all, int64_t from) {
+        return Values(all.begin() + from * kWidth, all.begin() + (from + kNear) * kWidth);
+    };
+    for (const bool mirrored : {false, true}) {
+        SCOPED_TRACE("seed " + std::to_string(seed()) + " mirrored " + std::to_string(mirrored));
+        LightningInputs in = random_inputs(p, false);
+        const int64_t first = mirrored ? kLength - kLarge : 0;
+        for (Values* values : {mirrored ? &in.q : &in.k, mirrored ? &in.d_o : &in.v})
+            for (int64_t i = first * kWidth; i < (first + kLarge) * kWidth; ++i) (*values)[i] *= 1024;
+        const LightningOutputs got = run(p, in), expected = lightning_reference(p, in);
+        const int64_t near = mirrored ? kLength - kSegment - kNear : kSegment;
+        const Values &a = mirrored ? got.dk : got.o, &b = mirrored ? expected.dk : expected.o;
+        const Values &c = mirrored ? got.dv : got.dq, &d = mirrored ? expected.dv : expected.dq;
+        EXPECT_LT(relative_error(rows(a, near), rows(b, near)), kBound);
+        EXPECT_LT(relative_error(rows(c, near), rows(d, near)), kBound);
+    }
+}
+
 TEST(LightningBf16, PackedDocuments) {
     for (const double border : {1, 63, 64, 65, 130}) {
         Lightning p = make(1, 260, 64, 64, {slope(3, 0), slope(7, 12)});
