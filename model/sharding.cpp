@@ -35,6 +35,28 @@ Shard shard_of(const ParameterSpec& spec, int64_t tp, int64_t rank) {
     return shard;
 }
 
+std::vector<Stretch> stretches_of(const ParameterSpec& spec, const Shard& shard, int64_t start,
+                                  int64_t count) {
+    const int64_t columns = shard.shape.size() == 2 ? shard.shape[1] : 1;
+    std::vector<Stretch> list;
+    for (const Shard::Range& range : shard.ranges) {
+        if (shard.axis == 1) {
+            LEVIN_CHECK(range.local == 0 && range.count == columns, "model", "{} has {} ranges of columns",
+                        spec.name, shard.ranges.size());
+            const int64_t row = start / columns, column = start % columns, row_step = spec.shape[1];
+            list.push_back(
+                {0, count, row * row_step + range.global + column, column, columns, row_step - columns});
+            continue;
+        }
+        const int64_t begin = std::max(start, range.local * columns),
+                      end = std::min(start + count, (range.local + range.count) * columns);
+        if (begin < end)
+            list.push_back(
+                {begin - start, end - start, begin + (range.global - range.local) * columns, 0, columns, 0});
+    }
+    return list;
+}
+
 Tensor take_shard(const Tensor& whole, const Shard& shard, DType dtype, const Device& device) {
     Tensor part = Tensor::zeros(shard.shape, dtype, device);
     for (const Shard::Range& range : shard.ranges)

@@ -25,6 +25,14 @@ struct Shard {
 // The part of rank `rank` of `tp`. Each segment of rows is divided on its own. A vocabulary that tp does not
 // divide is padded: every rank gets ceil(rows / tp) rows, rounded up to a multiple of 8 for the matrix units.
 Shard shard_of(const ParameterSpec& spec, int64_t tp, int64_t rank);
+// Elements [begin, end) of a range of a part, and their numbers in the whole tensor, counted row by row:
+// element begin + i has number first + i + (column + i) / columns * gap.
+struct Stretch {
+    int64_t begin, end, first, column, columns, gap;
+};
+// Those of the range [start, start + count) of the part's elements, without padding.
+std::vector<Stretch> stretches_of(const ParameterSpec& spec, const Shard& shard, int64_t start,
+                                  int64_t count);
 // Copies between a whole tensor and a part; padding becomes zero. Any types and devices.
 Tensor take_shard(const Tensor& whole, const Shard& shard, DType dtype, const Device& device);
 void put_shard(const Tensor& part, const Shard& shard, Tensor whole);

@@ -59,6 +59,9 @@ struct TrainerConfig {
     bool operator==(const TrainerConfig&) const = default;
 };
 
+// What numbers of f32 arithmetic are kept or sent as: as they are, or rounded to bf16.
+enum class StoredType { f32, bf16 };
+
 struct OptimizerConfig {
     double learning_rate = 3e-4;
     double min_learning_rate = -1;  // below 0: a tenth of learning_rate
@@ -66,6 +69,7 @@ struct OptimizerConfig {
     double beta2 = 0.95;
     double eps = 1e-8;
     double weight_decay = 0.1;
+    StoredType moment_dtype = StoredType::f32;
     double final_learning_rate() const;  // min_learning_rate with its rule applied
     bool operator==(const OptimizerConfig&) const = default;
 };
@@ -87,16 +91,13 @@ struct CheckpointConfig {
     bool operator==(const CheckpointConfig&) const = default;
 };
 
-// What gradients are between ranks: as they are, or rounded to bf16.
-enum class GradientType { f32, bf16 };
-
 struct ParallelConfig {
     int64_t tp = 1, cp = 1, pp = 1;  // data parallelism takes the remaining ranks
     int64_t virtual_stages = 1;      // per pipeline rank
     int64_t zero = 0;
     bool reshard_after_forward = true;  // with zero 3
     int64_t bucket_mib = 256;           // gradients reduced together
-    GradientType gradient_dtype = GradientType::f32;
+    StoredType gradient_dtype = StoredType::f32;
     CopyEngineGroups copy_engines = CopyEngineGroups::pairs;
     bool sequence_scatter = false;  // tokens between blocks, over tp
     int64_t overlap_chunks = 0;     // of a tensor-parallel collective; 0: what pays
@@ -165,7 +166,7 @@ std::span<const EnumName<Switch>> enum_names();
 template <>
 std::span<const EnumName<ScheduleType>> enum_names();
 template <>
-std::span<const EnumName<GradientType>> enum_names();
+std::span<const EnumName<StoredType>> enum_names();
 template <>
 std::span<const EnumName<CopyEngineGroups>> enum_names();
 template <>

@@ -49,9 +49,13 @@ void validate(const Config& config) {
                   "the documents of a pass, so the result would depend on trainer.micro_batch; set "
                   "data.packed_documents=false or another model.position");
     LEVIN_REQUIRE(
-        config.trainer.precision != DType::f64 || config.parallel.gradient_dtype == GradientType::f32, where,
+        config.trainer.precision != DType::f64 || config.parallel.gradient_dtype == StoredType::f32, where,
         "parallel.gradient_dtype is bf16 with trainer.precision f64, whose gradients cross between ranks "
         "in f64; leave gradient_dtype at f32, or train in f32 or bf16");
+    LEVIN_REQUIRE(config.trainer.precision != DType::f64 || config.optimizer.moment_dtype == StoredType::f32,
+                  where,
+                  "optimizer.moment_dtype is bf16 with trainer.precision f64, whose moments are f64; leave "
+                  "moment_dtype at f32, or train in f32 or bf16");
     const double least = config.optimizer.final_learning_rate();
     LEVIN_REQUIRE(least <= config.optimizer.learning_rate, where,
                   "optimizer.min_learning_rate is {} and optimizer.learning_rate is {}: the schedule falls, "

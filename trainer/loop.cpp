@@ -149,7 +149,7 @@ private:
         DataParallel::Options options{.bucket_bytes = static_cast<size_t>(config.parallel.bucket_mib) << 20,
                                       .stage = stage_of(config.parallel),
                                       .units = {},
-                                      .reduce_in_bf16 = config.parallel.gradient_dtype == GradientType::bf16,
+                                      .reduce_in_bf16 = config.parallel.gradient_dtype == StoredType::bf16,
                                       .formed_in_bf16 = in_bf16};
         for (Parameter& parameter : model_.parameters()) {
             variables.push_back(parameter.variable);
@@ -163,7 +163,8 @@ private:
                 .beta2 = config.optimizer.beta2,
                 .eps = config.optimizer.eps,
                 .weight_decay = config.optimizer.weight_decay,
-                .clip_grad_norm = config.trainer.clip_grad_norm};
+                .clip_grad_norm = config.trainer.clip_grad_norm,
+                .bf16_moments = config.optimizer.moment_dtype == StoredType::bf16};
     }
 
     void say(const std::string& text) {
@@ -211,11 +212,24 @@ private:
                 read_parts(*checkpoint, kSecondMomentGroup, parameter, range.start, range.v);
             }
         }
+        tell_of_moments(*checkpoint);
         optimizer_.publish();
         optimizer_.set_steps_done(state.step);
         step_ = saved_step_ = state.step;
         tokens_ = state.tokens;
         if (step_ > 0) say(fmt::format("resumed from {}", checkpoint->path()));
+    }
+
+    // Moments go from type to type as they are read.
+    void tell_of_moments(const Checkpoint& checkpoint) {
+        if (!checkpoint.has_group(kFirstMomentGroup)) return;
+        const DType saved = checkpoint.dtype(kFirstMomentGroup, checkpoint.names(kFirstMomentGroup).front());
+        const bool narrow = config_.optimizer.moment_dtype == StoredType::bf16;
+        if ((saved == DType::bf16) == narrow) return;
+        say(fmt::format(
+            "the moments of {} are {} and are {} from here on (optimizer.moment_dtype)", checkpoint.path(),
+            to_string(saved),
+            narrow ? "rounded to bf16" : "kept in " + to_string(accumulator_of(config_.trainer.precision))));
     }
 
     void open_logs() {

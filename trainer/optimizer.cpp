@@ -1,5 +1,6 @@
 #include "trainer/optimizer.h"
 
+#include "core/random.h"
 #include "kernels/elementwise.h"
 #include "kernels/optimizer.h"
 
@@ -24,10 +25,11 @@ Optimizer::Optimizer(LanguageModel& model, const AdamWSettings& settings, DataPa
     for (OwnedRange& range : ranks ? ranks->owned() : whole_parameters(model)) {
         const Tensor& value = range.value;
         const bool split = settings.split_masters && value.dtype() == DType::bf16;
+        const DType moments = settings.bf16_moments ? DType::bf16 : acc_;
         ranges_.push_back({range.parameter, range.start, range.count, value, range.gradient,
                            value.dtype() == acc_ ? value : (split ? Tensor{} : value.to(acc_)),
-                           Tensor::zeros(value.shape(), acc_, value.device()),
-                           Tensor::zeros(value.shape(), acc_, value.device()),
+                           Tensor::zeros(value.shape(), moments, value.device()),
+                           Tensor::zeros(value.shape(), moments, value.device()),
                            split ? Tensor::zeros(value.shape(), DType::u16, value.device()) : Tensor{},
                            range.first, range.last});
     }
@@ -120,19 +122,38 @@ void Optimizer::step(double learning_rate) {
 void Optimizer::update(bool first, double learning_rate) {
     for (const DType type : {acc_, DType::bf16}) {
         std::vector<kernels::AdamWTensor> list;
+        std::vector<kernels::MomentRounding> roundings;
         for (const OptimizerRange& range : ranges_) {
             if (range.first != first || range.gradient.dtype() != type) continue;
-            const bool decays = model_.parameters()[range.parameter].spec.weight_decay;
-            list.push_back({.count = range.count,
-                            .master = range.master.defined() ? range.master.data() : nullptr,
-                            .model = range.value.dtype() == acc_ ? nullptr : range.value.data(),
-                            .grad = range.gradient.data(),
-                            .m = range.m.data(),
-                            .v = range.v.data(),
-                            .weight_decay = decays ? settings_.weight_decay : 0,
-                            .remainder = range.remainder.defined()
-                                             ? static_cast<uint16_t*>(range.remainder.data())
-                                             : nullptr});
+            const Parameter& parameter = model_.parameters()[range.parameter];
+            const auto add = [&](int64_t begin, int64_t end) {
+                const auto from = [&](const Tensor& tensor) {
+                    return tensor.defined() ? tensor.narrow(0, begin, end - begin).data() : nullptr;
+                };
+                list.push_back({.count = end - begin,
+                                .master = from(range.master),
+                                .model = range.value.dtype() == acc_ ? nullptr : from(range.value),
+                                .grad = from(range.gradient),
+                                .m = from(range.m),
+                                .v = from(range.v),
+                                .weight_decay = parameter.spec.weight_decay ? settings_.weight_decay : 0,
+                                .remainder = static_cast<uint16_t*>(from(range.remainder))});
+            };
+            if (!settings_.bf16_moments) {
+                add(0, range.count);
+                continue;
+            }
+            const uint64_t key =
+                Random(0, "moments of " + parameter.spec.name).bits(static_cast<uint64_t>(steps_));
+            for (const Stretch& part :
+                 stretches_of(parameter.spec, parameter.shard, range.start, range.count)) {
+                add(part.begin, part.end);
+                roundings.push_back({.key = {static_cast<uint32_t>(key), static_cast<uint32_t>(key >> 32)},
+                                     .first = part.first,
+                                     .column = part.column,
+                                     .columns = part.columns,
+                                     .gap = part.gap});
+            }
         }
         if (list.empty()) continue;
         kernels::adamw(scale_.stream(), {.tensors = static_cast<int64_t>(list.size()),
@@ -144,7 +165,8 @@ void Optimizer::update(bool first, double learning_rate) {
                                          .eps = settings_.eps,
                                          .step = steps_,
                                          .grad_scale_pointer = scale_.data(),
-                                         .bf16_gradients = type != acc_});
+                                         .bf16_gradients = type != acc_,
+                                         .rounding = settings_.bf16_moments ? roundings.data() : nullptr});
     }
 }
 

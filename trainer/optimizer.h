@@ -17,11 +17,15 @@ struct AdamWSettings {
     // The f32 masters of bf16 weights as the weight and 16 more bits (kernels/optimizer.h): exact, and a
     // third smaller than masters beside the weights.
     bool split_masters = true;
+    // Both moments in bf16, rounded up or down at random without bias (kernels/optimizer.h), by a function of
+    // the parameter's name, the step and the element's place in the whole parameter alone: the same at any
+    // layout and after a resume. Not for f64.
+    bool bf16_moments = false;
 };
 
 // A range of a parameter's elements with its state: [count] each, in the accumulator type of the model (the
-// gradient in the type in which it was reduced). `master` is the value itself where the types agree; a split
-// master has a `remainder` (u16) instead.
+// gradient in the type in which it was reduced; m and v perhaps in bf16). `master` is the value itself where
+// the types agree; a split master has a `remainder` (u16) instead.
 struct OptimizerRange {
     size_t parameter;
     int64_t start, count;

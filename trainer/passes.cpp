@@ -179,7 +179,7 @@ std::vector<bool> formed_in_bf16(const LanguageModel& model, const Config& confi
     std::vector<bool> result;
     for (const Parameter& parameter : model.parameters()) {
         const bool tied = config.model.tie_embeddings && parameter.spec.name == "embedding";
-        result.push_back(config.parallel.gradient_dtype == GradientType::bf16 && once && !tied &&
+        result.push_back(config.parallel.gradient_dtype == StoredType::bf16 && once && !tied &&
                          parameter.variable.dtype() == DType::bf16);
     }
     return result;

@@ -17,7 +17,7 @@ LEVIN_ENUM_NAMES(Recompute, {Recompute::none, "none"}, {Recompute::selective, "s
 LEVIN_ENUM_NAMES(Switch, {Switch::automatic, "auto"}, {Switch::on, "on"}, {Switch::off, "off"})
 LEVIN_ENUM_NAMES(ScheduleType, {ScheduleType::cosine, "cosine"}, {ScheduleType::linear, "linear"},
                  {ScheduleType::constant, "constant"}, {ScheduleType::wsd, "wsd"})
-LEVIN_ENUM_NAMES(GradientType, {GradientType::f32, "f32"}, {GradientType::bf16, "bf16"})
+LEVIN_ENUM_NAMES(StoredType, {StoredType::f32, "f32"}, {StoredType::bf16, "bf16"})
 LEVIN_ENUM_NAMES(CopyEngineGroups, {CopyEngineGroups::none, "none"}, {CopyEngineGroups::pairs, "pairs"},
                  {CopyEngineGroups::all, "all"})
 LEVIN_ENUM_NAMES(DeviceType, {DeviceType::cpu, "cpu"}, {DeviceType::cuda, "cuda"})
@@ -263,6 +263,12 @@ void add_rest(std::vector<SchemaKey>& keys) {
     KEY(optimizer, eps, real, {.least = 0, .least_open = true}, "Added to the root of the second moment.");
     KEY(optimizer, weight_decay, real, {.least = 0},
         "Decoupled decay of matrices, the embedding included; not of norms, biases and LRPE angles.");
+    KEY(optimizer, moment_dtype, choice<StoredType>,
+        "Type both moments are kept in. `bf16`: 4 bytes less a parameter in memory and in checkpoints, and a "
+        "faster update; they are rounded up or down at random, without bias and always alike: the results do "
+        "not depend on `parallel.zero` or the number of threads, and a resumed run is the same run. A run "
+        "may "
+        "change this when it is resumed.");
 
     KEY(schedule, type, choice<ScheduleType>,
         "After the warm-up, down to `optimizer.min_learning_rate` at the end. `wsd`: constant, then a linear "
@@ -296,7 +302,7 @@ void add_rest(std::vector<SchemaKey>& keys) {
         "for "
         "all of them, and is what `zero: 2` does.");
     KEY(parallel, bucket_mib, integer, {1, 4096}, "Gradients are reduced in buckets of this many MiB.");
-    KEY(parallel, gradient_dtype, choice<GradientType>,
+    KEY(parallel, gradient_dtype, choice<StoredType>,
         "Type of gradients on their way between data-parallel ranks. `bf16`: half the traffic, for a "
         "rounding of what each rank adds and of the sum; micro-batches are still added up in f32. Where an "
         "update has one, a bf16 model forms its gradients as bf16 (also on one rank), which is the same "

@@ -25,12 +25,21 @@ std::vector<Piece> pieces(int64_t tensors, const Count& count) {
     return list;
 }
 
-// Gradients of type G.
-template <class A, class G>
-void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int64_t begin, int64_t end) {
+template <class A>
+void store_moment(A* to, A value, uint32_t) {
+    *to = value;
+}
+inline void store_moment(bf16* to, float value, uint32_t random) {
+    to->bits = round_at_random(std::bit_cast<uint32_t>(value), random);
+}
+
+// Gradients of type G, moments of type M.
+template <class A, class G, class M>
+void adamw_piece(const AdamW& args, const AdamWTensor& tensor, const MomentRounding& rounding, A grad_scale,
+                 int64_t begin, int64_t end) {
     A* w = static_cast<A*>(tensor.master);
-    A* m = static_cast<A*>(tensor.m);
-    A* v = static_cast<A*>(tensor.v);
+    M* m = static_cast<M*>(tensor.m);
+    M* v = static_cast<M*>(tensor.v);
     const G* grad = static_cast<const G*>(tensor.grad);
     const double step = static_cast<double>(args.step);
     const A b1 = static_cast<A>(args.beta1), b2 = static_cast<A>(args.beta2);
@@ -39,11 +48,17 @@ void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int
     const A correct2 = static_cast<A>(1 / (1 - std::pow(args.beta2, step)));
     const A lr = static_cast<A>(args.learning_rate), eps = static_cast<A>(args.eps);
     const A decay = static_cast<A>(tensor.weight_decay);
+    const uint64_t first = number_of(rounding, begin);
     const auto update = [&](int64_t i, A w) __attribute__((always_inline)) {
         const A g = load(grad[i]) * grad_scale;
-        m[i] = b1 * m[i] + rest1 * g;
-        v[i] = b2 * v[i] + rest2 * (g * g);
-        return w - lr * (m[i] * correct1 / (std::sqrt(v[i] * correct2) + eps) + decay * w);
+        const A new_m = b1 * load(m[i]) + rest1 * g, new_v = b2 * load(v[i]) + rest2 * (g * g);
+        uint32_t random = 0;
+        if constexpr (!std::is_same_v<A, M>)
+            random =
+                rounding_bits(first + static_cast<uint64_t>(i - begin), rounding.key[0], rounding.key[1]);
+        store_moment(m + i, new_m, random & 0xffffu);
+        store_moment(v + i, new_v, random >> 16);
+        return w - lr * (new_m * correct1 / (std::sqrt(new_v * correct2) + eps) + decay * w);
     };
     if constexpr (std::is_same_v<A, float>)
         if (tensor.remainder) {
@@ -63,14 +78,21 @@ void adamw_piece(const AdamW& args, const AdamWTensor& tensor, A grad_scale, int
     for (int64_t i = begin; i < end; ++i) model[i] = narrow<bf16>(static_cast<float>(w[i]));
 }
 
-template <class A, class G>
+template <class A, class G, class M>
 void adamw_all(const AdamW& args) {
     const A grad_scale = args.grad_scale_pointer ? *static_cast<const A*>(args.grad_scale_pointer) : A(1);
     const auto list = pieces(args.tensors, [&](int64_t t) { return args.list[t].count; });
     parallel_for(static_cast<int64_t>(list.size()), 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
             const Piece& piece = list[static_cast<size_t>(i)];
-            adamw_piece<A, G>(args, args.list[piece.tensor], grad_scale, piece.begin, piece.end);
+            const MomentRounding rounding = args.rounding ? args.rounding[piece.tensor] : MomentRounding{};
+            // Where rows lie apart, one at a time: the numbers of its elements follow each other.
+            for (int64_t from = piece.begin, to; from < piece.end; from = to) {
+                to = piece.end;
+                if (rounding.gap != 0)
+                    to = std::min(to, from + rounding.columns - (rounding.column + from) % rounding.columns);
+                adamw_piece<A, G, M>(args, args.list[piece.tensor], rounding, grad_scale, from, to);
+            }
         }
     });
 }
@@ -93,12 +115,21 @@ void adamw(const AdamW& args) {
                 to_string(args.acc));
     LEVIN_CHECK(!args.bf16_gradients || args.acc == DType::f32, "adamw", "bf16 gradients with acc {}",
                 to_string(args.acc));
+    LEVIN_CHECK(!args.rounding || args.acc == DType::f32, "adamw", "bf16 moments with acc {}, expected f32",
+                to_string(args.acc));
+    const auto with_moments = [&](auto m) {
+        using M = decltype(m);
+        if (args.bf16_gradients)
+            adamw_all<float, bf16, M>(args);
+        else
+            adamw_all<float, float, M>(args);
+    };
     if (args.acc == DType::f64)
-        adamw_all<double, double>(args);
-    else if (args.bf16_gradients)
-        adamw_all<float, bf16>(args);
+        adamw_all<double, double, double>(args);
+    else if (args.rounding)
+        with_moments(bf16{});
     else
-        adamw_all<float, float>(args);
+        with_moments(float{});
 }
 
 void split_master(const SplitMaster& args) {

@@ -188,6 +188,160 @@ TEST(AdamW, TakesGradientsInBf16) {
         }
 }
 
+// Over all random numbers the mean is the value itself, and each result one of its two neighbours: for every
+// kind of number, also a second moment smaller than bf16's smallest.
+TEST(MomentRounding, IsWithoutBias) {
+    for (const float value : {1.0f, 1.001f, -1.001f, 1.00390625f, 3.0e-5f, 1.9999999f, 1e-38f, 7.3e-40f,
+                              1e-45f, 4e-41f, -4e-41f, 0.0f, -0.0f, 3e38f, INFINITY, -INFINITY}) {
+        const auto bits = std::bit_cast<uint32_t>(value);
+        const auto wide = [](uint32_t upper) { return std::bit_cast<float>(upper << 16); };
+        double sum = 0;
+        for (uint32_t random = 0; random < 65536; ++random) {
+            const uint16_t result = round_at_random(bits, random);
+            ASSERT_TRUE(result == bits >> 16 || (result == (bits >> 16) + 1 && (bits & 0xffff) != 0))
+                << value;
+            sum += wide(result);
+        }
+        EXPECT_EQ(sum / 65536, value);
+    }
+    for (const uint32_t bits : {0x7fc00000u, 0x7f800001u, 0xffffffffu, 0x7fffffffu})
+        for (const uint32_t random : {0u, 1u, 0xffffu})
+            EXPECT_TRUE(std::isnan(static_cast<float>(std::bit_cast<bf16>(round_at_random(bits, random)))));
+}
+
+// The bits are independent between elements, between the two moments and between steps: of each pair the
+// correlation, and of each alone the mean, are zero within 3.5 standard deviations of 2^18 samples.
+TEST(MomentRounding, BitsAreAsRandomOnes) {
+    std::mt19937 random(17);
+    constexpr size_t count = size_t{1} << 18;
+    const auto centred = [](uint32_t bits) { return (bits + 0.5) / 65536 - 0.5; };  // variance 1/12
+    const auto expect_none = [&](const char* what, double sum, double variance) {
+        EXPECT_LT(std::abs(sum) / std::sqrt(variance * count), 3.5) << what;
+    };
+    for (const uint64_t start : {uint64_t{0}, (uint64_t{1} << 32) - count / 2}) {
+        const uint32_t key[2] = {static_cast<uint32_t>(random()), static_cast<uint32_t>(random())},
+                       next[2] = {static_cast<uint32_t>(random()), static_cast<uint32_t>(random())};
+        double m = 0, v = 0, both = 0, neighbours = 0, rows = 0, steps = 0, times = 0;
+        for (size_t i = 0; i < count; ++i) {
+            const uint64_t at = start + i;
+            const auto x = rounding_bits(at, key[0], key[1]);
+            const double mine = centred(x & 0xffff);
+            m += mine;
+            v += centred(x >> 16);
+            both += mine * centred(x >> 16);
+            neighbours += mine * centred(rounding_bits(at + 1, key[0], key[1]) & 0xffff);
+            rows += mine * centred(rounding_bits(at + 4096, key[0], key[1]) & 0xffff);
+            steps += mine * centred(rounding_bits(at, next[0], next[1]) & 0xffff);
+            times += centred(
+                rounding_bits(start, static_cast<uint32_t>(random()), static_cast<uint32_t>(random())) &
+                0xffff);
+        }
+        expect_none("first moment", m, 1.0 / 12);
+        expect_none("second moment", v, 1.0 / 12);
+        expect_none("one element at many steps", times, 1.0 / 12);
+        expect_none("the moments", both, 1.0 / 144);
+        expect_none("neighbours", neighbours, 1.0 / 144);
+        expect_none("rows", rows, 1.0 / 144);
+        expect_none("steps", steps, 1.0 / 144);
+    }
+}
+
+// With betas of 0 the moments are the gradient and its square: known to the bit before they are rounded. The
+// kernels round as the function says, by the number of an element in the whole parameter, wherever it lies.
+TEST(MomentRounding, AdamWRoundsByTheNumberOfAnElement) {
+    const size_t size = 40003;
+    const Values gradients = rounded(DType::bf16, random_normal(size, 0.01));
+    const MomentRounding places[] = {{{7, 9}},
+                                     {{0xdeadbeef, 5}, (int64_t{1} << 32) - 1000},
+                                     {{1, 2}, 3 * 4000 + 1000 + 17, 17, 1000, 3000},  // columns of a matrix
+                                     {{3, 4}, (int64_t{1} << 33) + 5, 5, 37, 111}};
+    for (const bool split : {false, true})
+        for (const DType type : {DType::f32, DType::bf16})
+            for (const size_t skipped : {0, 1, 8}) {
+                // f32 whose lower bits are not zero, where gradients are f32.
+                Values values = gradients;
+                if (type == DType::f32)
+                    for (double& value : values) value = static_cast<float>(value * 1.2345);
+                const Buffer grad(type, values);
+                for (const MomentRounding& place : places) {
+                    const Values zeros(size, 0);
+                    const Buffer m(DType::bf16, zeros), v(DType::bf16, zeros), w(DType::f32, zeros),
+                        model(DType::bf16, zeros), remainder(DType::bf16, zeros);
+                    const auto count = static_cast<int64_t>(size - skipped);
+                    const AdamWTensor tensor{count,
+                                             split ? nullptr : w.at(skipped),
+                                             model.at(skipped),
+                                             grad.at(skipped),
+                                             m.at(skipped),
+                                             v.at(skipped),
+                                             0.1,
+                                             split ? remainder.as<uint16_t>() + skipped : nullptr};
+                    adamw(stream(), {.tensors = 1,
+                                     .list = &tensor,
+                                     .acc = DType::f32,
+                                     .learning_rate = kRate,
+                                     .beta1 = 0,
+                                     .beta2 = 0,
+                                     .eps = kEps,
+                                     .step = 1,
+                                     .grad_scale_pointer = nullptr,
+                                     .bf16_gradients = type == DType::bf16,
+                                     .rounding = &place});
+                    const Values got_m = m.read(), got_v = v.read();
+                    size_t wrong = 0;
+                    for (size_t i = skipped; i < size; ++i) {
+                        const auto g = static_cast<float>(values[i]);
+                        const auto at = static_cast<int64_t>(i - skipped);
+                        const auto number = static_cast<uint64_t>(
+                            place.first + at + (place.column + at) / place.columns * place.gap);
+                        const uint32_t random = rounding_bits(number, place.key[0], place.key[1]);
+                        const auto is = [&](double got, float value, uint32_t bits) {
+                            return std::bit_cast<uint32_t>(static_cast<float>(got)) ==
+                                   uint32_t{round_at_random(std::bit_cast<uint32_t>(value), bits)} << 16;
+                        };
+                        wrong += !is(got_m[i], g, random & 0xffff) || !is(got_v[i], g * g, random >> 16);
+                    }
+                    EXPECT_EQ(wrong, 0u) << "skipped " << skipped << " split " << split << " gradients "
+                                         << to_string(type) << " first " << place.first;
+                    for (size_t i = 0; i < skipped; ++i) EXPECT_EQ(got_m[i], 0);
+                }
+            }
+}
+
+// A second moment falls by a thousandth a step, less than half of bf16's spacing: rounded to nearest it would
+// stay. The moments' means over many elements follow the exact ones within 3 standard deviations, and so does
+// the weight.
+TEST(MomentRounding, MomentsFollowTheExactOnes) {
+    constexpr size_t size = 20000;
+    constexpr double beta2 = 0.999;
+    const Values zeros(size, 0);
+    const Buffer m(DType::bf16, zeros), v(DType::bf16, zeros), w(DType::f32, zeros),
+        exact_m(DType::f32, zeros), exact_v(DType::f32, zeros), exact_w(DType::f32, zeros);
+    const Buffer pulse(DType::f32, Values(size, 0.3)), none(DType::f32, zeros);
+    std::mt19937 random(23);
+    for (int64_t step = 1; step <= 300; ++step) {
+        const MomentRounding rounding{{static_cast<uint32_t>(random()), static_cast<uint32_t>(random())}};
+        const void* grad = (step <= 10 ? pulse : none).data();
+        const AdamWTensor narrow{size, w.data(), nullptr, grad, m.data(), v.data(), 0},
+            wide{size, exact_w.data(), nullptr, grad, exact_m.data(), exact_v.data(), 0};
+        for (const bool is_narrow : {false, true})
+            adamw(stream(), {1, is_narrow ? &narrow : &wide, DType::f32, kRate, kBeta1, beta2, kEps, step,
+                             nullptr, false, is_narrow ? &rounding : nullptr});
+    }
+    const auto check = [&](const char* what, const Values& values, double exact) {
+        double mean = 0, square = 0;
+        for (const double value : values) mean += value / size;
+        for (const double value : values) square += (value - mean) * (value - mean) / size;
+        EXPECT_GT(square, 0) << what;
+        EXPECT_LT(std::abs(mean - exact), 3 * std::sqrt(square / size) + 1e-6 * std::abs(exact)) << what;
+        EXPECT_LT(std::sqrt(square), 0.1 * std::abs(exact)) << what;
+    };
+    check("first moment", m.read(), exact_m.read()[0]);
+    check("second moment", v.read(), exact_v.read()[0]);
+    EXPECT_NEAR(w.read()[7] / exact_w.read()[7], 1, 0.02);
+    for (const double value : v.read()) EXPECT_GT(value, 0);
+}
+
 TEST(SumOfSquares, OverManyTensors) {
     for (const DType dtype : floating_types()) {
         SCOPED_TRACE(fmt::format("{} seed {}", to_string(dtype), seed()));

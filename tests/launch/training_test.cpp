@@ -142,16 +142,50 @@ TEST(Training, AFolderBelongsToItsRun) {
 TEST(Training, ABf16RunContinuesToTheBit) {
     const TemporaryFolder folder;
     make_shard(folder);
-    const std::string settings = "trainer.steps=6 checkpoint.every=3 trainer.precision=bf16";
-    ASSERT_EQ(shell(train(folder, "run", settings)).status, 0);
-    const std::string whole = weights(folder / "run", "step_00000006");
-    const auto rows = exact_metrics(folder / "run");
-    std::filesystem::remove_all(folder / "run/checkpoints/step_00000006");
-    const Outcome resumed = shell(train(folder, "run", settings));
-    EXPECT_EQ(resumed.status, 0) << resumed.output;
-    EXPECT_TRUE(resumed.says("resumed from")) << resumed.output;
-    EXPECT_EQ(weights(folder / "run", "step_00000006"), whole);
-    EXPECT_EQ(exact_metrics(folder / "run"), rows);
+    for (const std::string moments : {"f32", "bf16"}) {
+        const std::string run = "run_" + moments;
+        const std::string settings =
+            "trainer.steps=6 checkpoint.every=3 trainer.precision=bf16 optimizer.moment_dtype=" + moments;
+        ASSERT_EQ(shell(train(folder, run, settings)).status, 0);
+        const std::string whole = weights(folder / run, "step_00000006");
+        const auto rows = exact_metrics(folder / run);
+        std::filesystem::remove_all(folder / run + "/checkpoints/step_00000006");
+        const Outcome resumed = shell(train(folder, run, settings));
+        EXPECT_EQ(resumed.status, 0) << resumed.output;
+        EXPECT_TRUE(resumed.says("resumed from")) << resumed.output;
+        EXPECT_FALSE(resumed.says("moment_dtype")) << resumed.output;
+        EXPECT_EQ(weights(folder / run, "step_00000006"), whole);
+        EXPECT_EQ(exact_metrics(folder / run), rows);
+    }
+    EXPECT_NE(exact_metrics(folder / "run_bf16"), exact_metrics(folder / "run_f32"));
+}
+
+// optimizer.moment_dtype may change at any checkpoint, which is told in one line; the losses hardly change.
+TEST(Training, MomentsChangeTheirTypeBetweenSteps) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    ASSERT_EQ(shell(train(folder, "whole", "trainer.steps=9")).status, 0);
+    ASSERT_EQ(shell(train(folder, "run", "trainer.steps=3")).status, 0);
+    const auto bytes = [&](const char* step) {
+        return std::filesystem::file_size(folder / "run" + "/checkpoints/" + step + "/adamw.m.safetensors");
+    };
+    const Outcome narrow = shell(train(folder, "run", "trainer.steps=6 optimizer.moment_dtype=bf16"));
+    ASSERT_EQ(narrow.status, 0) << narrow.output;
+    EXPECT_TRUE(narrow.says("are f32 and are rounded to bf16 from here on (optimizer.moment_dtype)"))
+        << narrow.output;
+    EXPECT_LT(static_cast<double>(bytes("step_00000006")),
+              0.52 * static_cast<double>(bytes("step_00000003")));
+    const Outcome wide = shell(train(folder, "run", "trainer.steps=9"));
+    ASSERT_EQ(wide.status, 0) << wide.output;
+    EXPECT_TRUE(wide.says("are bf16 and are kept in f32 from here on (optimizer.moment_dtype)"))
+        << wide.output;
+    const auto loss = [](const std::string& row) { return std::stod(row.substr(row.find("\"loss\":") + 7)); };
+    const auto whole = exact_metrics(folder / "whole"), changed = exact_metrics(folder / "run");
+    ASSERT_EQ(changed.size(), whole.size());
+    for (size_t i = 0; i < whole.size(); ++i) EXPECT_NEAR(loss(changed[i]) / loss(whole[i]), 1, 1e-3) << i;
+    const Outcome refused = shell(train(folder, "f64", "trainer.precision=f64 optimizer.moment_dtype=bf16"));
+    EXPECT_EQ(refused.status, 2);
+    EXPECT_TRUE(refused.says("leave moment_dtype at f32")) << refused.output;
 }
 
 // trainer.step_graph: on a GPU the same run to the bit, also resumed; on a CPU there is nothing to record.

@@ -29,6 +29,7 @@ struct Subject {
     std::string name;
     ModelConfig config;
     bool packed = false;
+    bool bf16_moments = false;  // where it is f32
     bool softmax() const {
         return std::find(config.mixer.begin(), config.mixer.end(), Mixer::softmax) != config.mixer.end();
     }
@@ -54,6 +55,7 @@ std::vector<Subject> subjects() {
     list[0].config.pad_token_id = 3;
     list[1].config.norm = Norm::layernorm;
     list[3].config.tie_embeddings = false;
+    list[2].bf16_moments = true;
     list[4].config.mixer = {Mixer::lightning, Mixer::softmax, Mixer::lightning};
     return list;
 }
@@ -194,7 +196,9 @@ std::vector<double> train(const Subject& subject, DType dtype, const std::shared
         }
         data_parallel = std::make_unique<DataParallel>(variables, mesh->replicas(), options);
     }
-    Optimizer optimizer(model, {.clip_grad_norm = 1.0}, data_parallel.get());
+    Optimizer optimizer(model,
+                        {.clip_grad_norm = 1.0, .bf16_moments = subject.bf16_moments && dtype == DType::f32},
+                        data_parallel.get());
     const int64_t dp = setting.layout.dp, micro_batch = dp * setting.layout.pp > 1 && !setting.halves ? 1 : 2;
     std::vector<double> numbers;
     for (int64_t step = 0; step < kSteps; ++step) {

@@ -5,6 +5,7 @@
 
 #include <bit>
 #include <cmath>
+#include <numeric>
 
 namespace levin {
 namespace {
@@ -85,6 +86,70 @@ TEST(Optimizer, SplitMastersAreExact) {
     }
     EXPECT_EQ(losses[0], losses[1]);
     EXPECT_EQ(masters[0], masters[1]);
+}
+
+// Rounding takes the number of an element in the whole parameter, whatever part and range of it a rank has.
+TEST(Optimizer, ElementsKnowTheirNumbers) {
+    const auto spec = [](Shape shape, Sharding sharding, std::vector<int64_t> segments = {}) {
+        ParameterSpec result;
+        result.name = "weight";
+        result.shape = std::move(shape);
+        result.sharding = sharding;
+        result.segments = std::move(segments);
+        return result;
+    };
+    for (const ParameterSpec& one :
+         {spec({24, 5}, Sharding::rows, {8, 4, 12}), spec({37, 3}, Sharding::rows),
+          spec({6, 8}, Sharding::columns), spec({40}, Sharding::rows, {40}), spec({9}, Sharding::replicated)})
+        for (const int64_t tp : {1, 2, 4})
+            for (int64_t rank = 0; rank < tp; ++rank) {
+                std::vector<double> numbers(static_cast<size_t>(element_count(one.shape)));
+                std::iota(numbers.begin(), numbers.end(), 1);  // padding is 0
+                const Shard shard = shard_of(one, tp, rank);
+                const auto part =
+                    take_shard(Tensor::from(one.shape, numbers), shard, DType::f64, {}).to_vector();
+                const auto size = static_cast<int64_t>(part.size());
+                for (const auto& [start, count] :
+                     {std::pair{int64_t{0}, size}, {size / 3, size - size / 3}, {size / 3, size / 2}}) {
+                    std::vector<double> found(static_cast<size_t>(count));
+                    for (const Stretch& s : stretches_of(one, shard, start, count))
+                        for (int64_t i = 0; i < s.end - s.begin; ++i)
+                            found[static_cast<size_t>(s.begin + i)] +=
+                                static_cast<double>(s.first + i + (s.column + i) / s.columns * s.gap + 1);
+                    EXPECT_EQ(found, std::vector<double>(part.begin() + start, part.begin() + start + count))
+                        << to_string(one.shape) << " rank " << rank << " of " << tp << " from " << start;
+                }
+            }
+}
+
+// A model that learns a sequence with its moments in bf16 ends where it ends with them in f32.
+TEST(Optimizer, Bf16MomentsLearnAsWell) {
+    const auto last_losses = [](DType dtype, bool narrow) {
+        LanguageModel model(tiny(), dtype, {});
+        model.initialize(1);
+        Optimizer optimizer(model, {.bf16_moments = narrow});
+        for (const OptimizerRange& range : optimizer.ranges())
+            EXPECT_TRUE(range.m.dtype() == (narrow ? DType::bf16 : DType::f32) &&
+                        range.v.dtype() == range.m.dtype());
+        std::vector<double> losses;
+        for (int step = 0; step < 200; ++step) {
+            const auto loss = model
+                                  .loss(ids(32, 3 + step % 7), ids(32, 5 * (3 + step % 7)),
+                                        {.batch = 1, .length = 32}, {.scale = 1.0 / 32})
+                                  .loss;
+            losses.push_back(loss.value().item());
+            backward(loss);
+            optimizer.step(3e-4);
+        }
+        EXPECT_LT(losses.back(), 0.5 * losses.front());
+        return std::vector<double>(losses.end() - 7, losses.end());
+    };
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+        const std::vector<double> wide = last_losses(dtype, false), narrow = last_losses(dtype, true);
+        EXPECT_NE(narrow, wide);
+        for (size_t i = 0; i < wide.size(); ++i)
+            EXPECT_NEAR(narrow[i] / wide[i], 1, 0.01) << to_string(dtype);
+    }
 }
 
 TEST(Optimizer, AccumulatedMicroBatchesEqualOneBatch) {

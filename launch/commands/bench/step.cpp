@@ -73,7 +73,7 @@ public:
           length_(config.trainer.sequence_length),
           loss_chunk_(config.trainer.loss_chunk_tokens),
           model_(initialized(config, dtype, device)),
-          optimizer_(*model_, {}) {
+          optimizer_(*model_, {.bf16_moments = config.optimizer.moment_dtype == StoredType::bf16}) {
         form_in_bf16(*model_, formed_in_bf16(*model_, config, accumulate, false));
         for (int64_t i = 0; i < accumulate; ++i) {
             const Random random(static_cast<uint64_t>(i + 1), "tokens");
