@@ -12,8 +12,10 @@ namespace levin::kernels {
 // y[b,j] = activation(input W_j) * (input W_{outputs+j}).
 //   plain       input = x
 //   norm        h = x + branch (rounded to dtype; branch nullptr: h = x), input = h * rsqrt(mean(h^2) + eps).
-//   h
-//               is written where given; it must not be x
+//               h is written where given; it must not be x. With `ids`, i32 [batch], and without branch the
+//               embedding is taken in: h = scale * x[ids[b],:], x a table of such rows, ids within it
+//               (checked by the caller). Such a product comes first in a step: kernels behind it may read
+//               weights and states before it has ended
 //   gated_norm  input = gate(u) * (x * rsqrt(mean(x^2) + eps)), gate none or sigmoid
 // With `add` (not with glu) y is added to the product and the sum rounded once: the residual stream in place.
 // The input is rounded to dtype, sums are formed in acc in a fixed order. x, branch, h contiguous
@@ -37,10 +39,12 @@ struct DecodeLinear {
     void* y;
     void* workspace;
     bool add = false;
+    const int32_t* ids = nullptr;
+    double scale = 1;
 };
 void decode_linear(const Stream& stream, const DecodeLinear& args);
 inline size_t decode_workspace(int64_t batch, int64_t width, int64_t outputs, DType dtype) {
-    return static_cast<size_t>(batch) * (16 + static_cast<size_t>(width + 2 * outputs) * size_of(dtype)) +
+    return static_cast<size_t>(batch) * (16 + static_cast<size_t>(2 * width + 2 * outputs) * size_of(dtype)) +
            1024;
 }
 

@@ -2,11 +2,14 @@
 // not fit. Included by back ends only.
 #pragma once
 
+#include <limits>
+
 #include "kernels/backends.h"
 
 namespace levin::kernels {
 
-// `run` has norm(SrmsNormForward), gated_norm(GatedSrmsNormForward), gemm(Gemm) and glu(GluForward).
+// `run` has embedding(EmbeddingForward), norm(SrmsNormForward), gated_norm(GatedSrmsNormForward), gemm(Gemm)
+// and glu(GluForward).
 template <class Run>
 void decode_linear_in_steps(const DecodeLinear& args, const Run& run) {
     char* memory = static_cast<char*>(args.workspace);
@@ -18,11 +21,25 @@ void decode_linear_in_steps(const DecodeLinear& args, const Run& run) {
     const auto element = static_cast<int64_t>(size_of(args.dtype));
     void* rstd = take(args.batch * 8);
     const void* input = args.x;
+    void* h = args.h;
+    if (args.ids) {
+        void* embedded = h ? h : take(args.batch * args.width * element);
+        run.embedding(EmbeddingForward{.tokens = args.batch,
+                                       .vocab = std::numeric_limits<int64_t>::max(),  // ids are of the table
+                                       .width = args.width,
+                                       .dtype = args.dtype,
+                                       .scale = args.scale,
+                                       .ids = args.ids,
+                                       .table = args.x,
+                                       .y = embedded});
+        input = embedded;
+        h = nullptr;  // is there
+    }
     if (args.input != DecodeLinear::Input::plain) {
         void* normed = take(args.batch * args.width * element);
         if (args.input == DecodeLinear::Input::norm)
-            run.norm(SrmsNormForward{args.batch, args.width, args.eps, args.dtype, args.x, args.width,
-                                     args.branch, args.h, normed, rstd});
+            run.norm(SrmsNormForward{args.batch, args.width, args.eps, args.dtype, input, args.width,
+                                     args.branch, h, normed, rstd});
         else
             run.gated_norm(GatedSrmsNormForward{args.batch, args.width, args.eps, args.dtype, args.gate,
                                                 args.x, args.u, args.u_stride, normed, rstd});

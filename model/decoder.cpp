@@ -7,7 +7,6 @@
 
 #include "core/transfer.h"
 #include "kernels/decode.h"
-#include "kernels/embedding.h"
 #include "model/slopes.h"
 
 namespace levin {
@@ -127,20 +126,13 @@ void Decoder::queue_step() {
     base.eps = config_.norm_epsilon();
     base.workspace = workspace_.data();
 
-    kernels::embedding_forward(stream,
-                               {.tokens = batch_,
-                                .vocab = config_.vocab_size,
-                                .width = d,
-                                .dtype = dtype,
-                                .scale = config_.scale_embedding ? std::sqrt(static_cast<double>(d)) : 1.0,
-                                .ids = ids_.data<int32_t>(),
-                                .table = embedding_.data(),
-                                .y = h_[0].data()});
     // A residual sum by the product itself costs least where the norm is a kernel of its own; where it is
     // part of the next product, the sum is too.
     const bool add = batch_ > 2;
+    // The residual stream: at first the tokens' embeddings, then h_[current], to which a branch may have to
+    // be added.
     int current = 0;
-    bool has_branch = false;
+    bool embedded = false, has_branch = false;
     // A norm of the residual stream and the product behind it; `last`: the stream moves on.
     const auto from_stream = [&](const Tensor& weight, int64_t outputs, const Tensor& y, bool glu,
                                  bool last) {
@@ -148,17 +140,20 @@ void Decoder::queue_step() {
         linear.input = Input::norm;
         linear.width = d;
         linear.outputs = outputs;
-        linear.x = h_[current].data();
+        linear.x = embedded ? h_[current].data() : embedding_.data();
+        linear.ids = embedded ? nullptr : ids_.data<int32_t>();
+        linear.scale = config_.scale_embedding ? std::sqrt(static_cast<double>(d)) : 1.0;
         linear.branch = has_branch ? branch_.data() : nullptr;
-        linear.h = has_branch ? h_[1 - current].data() : nullptr;
+        linear.h = has_branch || !embedded ? h_[1 - current].data() : nullptr;
         linear.weight = weight.data();
         linear.glu = glu;
         linear.activation = config_.glu_activation;
         linear.y = y.data();
         kernels::decode_linear(stream, linear);
-        if (last && has_branch) {
+        if (last && linear.h) {
             current = 1 - current;
             has_branch = false;
+            embedded = true;
         }
     };
     const auto plain = [&](const Tensor& x, int64_t width, const Tensor& weight, int64_t outputs,

@@ -9,6 +9,7 @@ namespace levin::kernels::cpu {
 
 void decode_linear(const DecodeLinear& args) {
     struct Run {
+        void embedding(const EmbeddingForward& embedding) const { cpu::embedding_forward(embedding); }
         void norm(SrmsNormForward norm) const {
             // Without a branch there is no sum to form; h, if wanted, is x as it is.
             if (!norm.branch && norm.h)

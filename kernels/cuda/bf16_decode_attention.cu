@@ -113,11 +113,13 @@ void bf16_decode_attention(const Stream& stream, const DecodeAttention& args) {
                          static_cast<int>(args.value_dim)};
     const dim3 grid(static_cast<unsigned>(args.value_dim / kColumns), static_cast<unsigned>(args.heads),
                     static_cast<unsigned>(args.batch));
-    launch_dependent(use(stream), is_hopper(stream.device.index),
-                     args.key_dim == 64   ? attention_kernel<2>
-                     : args.key_dim == 96 ? attention_kernel<3>
-                                          : attention_kernel<4>,
-                     grid, kThreads, 0, attention);
+    launch_dependent(
+        use(stream),
+        {.grid = grid, .threads = kThreads, .shared = 0, .early = is_hopper(stream.device.index)},
+        args.key_dim == 64   ? attention_kernel<2>
+        : args.key_dim == 96 ? attention_kernel<3>
+                             : attention_kernel<4>,
+        attention);
 }
 
 }  // namespace levin::kernels::cuda

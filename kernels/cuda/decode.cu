@@ -1,8 +1,11 @@
 // Decoding on a GPU: every step is bound by the bytes of weights and states, so each kernel starts to read
 // them before the kernel in front of it has ended (programmatic dependent launch on Hopper), and norms,
-// gates, sums and the gated product happen inside the products.
+// gates, sums and the gated product happen inside the products (bf16_decode_linear.cu).
+#include <cooperative_groups.h>
+
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/bf16_decode_attention.h"
+#include "kernels/cuda/bf16_decode_linear.h"
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/rotation.cuh"
 #include "kernels/cuda/row.cuh"
@@ -12,216 +15,6 @@
 namespace levin::kernels::cuda {
 
 namespace {
-
-bool is_hopper(int device) {
-    int major = 0;
-    LEVIN_CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-    return major >= 9;
-}
-
-template <class Parameters>
-void launch(const Stream& stream, void (*kernel)(Parameters), dim3 grid, int threads, size_t shared,
-            const Parameters& parameters) {
-    launch_dependent(use(stream), is_hopper(stream.device.index), kernel, grid, threads, shared, parameters);
-}
-
-// --- products with few rows: a warp owns whole outputs and walks along their weights.
-
-constexpr int kLinearThreads = 256, kWarps = kLinearThreads / 32;
-constexpr int kGroup = 8;          // 16-byte loads in flight per lane, twice (this group and the next)
-constexpr int kLane = 8;           // bf16 elements a lane reads at once
-constexpr int kStep = 32 * kLane;  // elements a warp reads at once
-
-struct LinearArgs {
-    const Bf16 *x, *branch, *u, *weight;
-    Bf16 *h, *y;
-    int64_t u_stride;
-    int width, outputs;
-    DecodeLinear::Input input;
-    Activation gate, activation;
-    bool glu;
-    float eps;
-};
-
-__device__ inline void unpack(const uint4& raw, float (&values)[kLane]) {
-    const uint32_t words[4] = {raw.x, raw.y, raw.z, raw.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        values[2 * i] = __uint_as_float(words[i] << 16);
-        values[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
-    }
-}
-
-// The rows of weights of a block: its outputs one after the other, of gated outputs both weights. Rows are
-// dealt to the warps in turn, each to one warp.
-struct BlockRows {
-    int first, count;  // output, rows
-    __device__ explicit BlockRows(const LinearArgs& args) {
-        // Every block reads the same number of bytes, give or take one output.
-        first = static_cast<int>(int64_t{args.outputs} * blockIdx.x / gridDim.x);
-        const int last = static_cast<int>(int64_t{args.outputs} * (blockIdx.x + 1) / gridDim.x);
-        count = (last - first) * (args.glu ? 2 : 1);
-    }
-    __device__ const Bf16* at(const LinearArgs& args, int row) const {
-        const int64_t global = args.glu ? int64_t{row % 2} * args.outputs + first + row / 2 : first + row;
-        return args.weight + global * args.width;
-    }
-};
-
-// The row that a warp reads now, and how far it is.
-struct Cursor {
-    int row, step;
-    __device__ void advance(int steps) {
-        step += kGroup;
-        if (step < steps) return;
-        step = 0;
-        row += kWarps;
-    }
-};
-
-__device__ inline void read_weights(const LinearArgs& args, const BlockRows& rows, const Cursor& at, int lane,
-                                    uint4 (&group)[kGroup]) {
-    if (at.row >= rows.count) return;
-    const Bf16* row = rows.at(args, at.row);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-        const int column = (at.step + i) * kStep + lane * kLane;
-        group[i] = column < args.width ? __ldcs(reinterpret_cast<const uint4*>(row + column)) : uint4{};
-    }
-}
-
-// The input of the product, rounded to bf16, into shared memory [B][width].
-template <int B>
-__device__ inline void prepare_input(const LinearArgs& args, Bf16* input) {
-    const int width = args.width;
-    for (int b = 0; b < B; ++b) {
-        const Bf16* x = args.x + int64_t{b} * width;
-        Bf16* to = input + b * width;
-        float squares = 0;
-        for (int c = threadIdx.x * kLane; c < width; c += kLinearThreads * kLane) {
-            auto value = load<kLane>(x + c);
-            if (args.branch) {
-                const auto other = load<kLane>(args.branch + int64_t{b} * width + c);
-#pragma unroll
-                for (int i = 0; i < kLane; ++i) value[i] = to_acc(from_acc<Bf16>(value[i] + other[i]));
-            }
-            if (args.h && blockIdx.x == 0) store<kLane>(args.h + int64_t{b} * width + c, value);
-            store<kLane>(to + c, value);
-#pragma unroll
-            for (int i = 0; i < kLane; ++i) squares += value[i] * value[i];
-        }
-        if (args.input == DecodeLinear::Input::plain) continue;
-        const float r = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(width) + args.eps);
-        for (int c = threadIdx.x * kLane; c < width; c += kLinearThreads * kLane) {
-            auto value = load<kLane>(to + c);
-#pragma unroll
-            for (int i = 0; i < kLane; ++i) value[i] *= r;
-            if (args.input == DecodeLinear::Input::gated_norm) {
-                const auto open = load<kLane>(args.u + b * args.u_stride + c);
-#pragma unroll
-                for (int i = 0; i < kLane; ++i) value[i] = activate(args.gate, open[i]) * value[i];
-            }
-            store<kLane>(to + c, value);
-        }
-    }
-    __syncthreads();
-}
-
-// Shared memory: the input [B][width], then the sums [B][rows].
-template <int B>
-__global__ void __launch_bounds__(kLinearThreads, 2) linear_kernel(const __grid_constant__ LinearArgs args) {
-    extern __shared__ uint4 shared[];
-    Bf16* input = reinterpret_cast<Bf16*>(shared);
-    float* sums = reinterpret_cast<float*>(input + B * args.width);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int steps = (args.width + kStep - 1) / kStep;
-    const BlockRows rows(args);
-    Cursor at{warp, 0};
-    uint4 now[kGroup], next[kGroup];
-    read_weights(args, rows, at, lane, now);
-    let_next_kernel_start();
-    wait_for_previous_kernels();
-    prepare_input<B>(args, input);
-
-    float sum[B] = {};
-    while (at.row < rows.count) {
-        Cursor ahead = at;
-        ahead.advance(steps);
-        read_weights(args, rows, ahead, lane, next);
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) {
-            const int column = (at.step + i) * kStep + lane * kLane;
-            if (column < args.width) {
-                float w[kLane], x[kLane];
-                unpack(now[i], w);
-#pragma unroll
-                for (int b = 0; b < B; ++b) {
-                    unpack(*reinterpret_cast<const uint4*>(input + b * args.width + column), x);
-#pragma unroll
-                    for (int j = 0; j < kLane; ++j) sum[b] += w[j] * x[j];
-                }
-            }
-        }
-        if (ahead.step == 0) {  // the row is done
-#pragma unroll
-            for (int b = 0; b < B; ++b) {
-                const float whole = warp_sum(sum[b]);
-                sum[b] = 0;
-                if (lane == 0) sums[b * rows.count + at.row] = whole;
-            }
-        }
-        at = ahead;
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) now[i] = next[i];
-    }
-    __syncthreads();
-    const int outputs = args.glu ? rows.count / 2 : rows.count;
-    for (int i = threadIdx.x; i < B * outputs; i += kLinearThreads) {
-        const int b = i / outputs, output = i % outputs;
-        const float* sum_of = sums + b * rows.count;
-        // As in the separate kernels, the factors are rounded before they meet.
-        const auto rounded = [&](int row) { return to_acc(from_acc<Bf16>(sum_of[row])); };
-        const float value = args.glu
-                                ? activate(args.activation, rounded(2 * output)) * rounded(2 * output + 1)
-                                : sum_of[output];
-        args.y[int64_t{b} * args.outputs + rows.first + output] = from_acc<Bf16>(value);
-    }
-}
-
-constexpr size_t kSharedForInput = 48 << 10;
-
-bool fused_fits(const DecodeLinear& args) {
-    const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-    return args.dtype == DType::bf16 && (args.batch == 1 || args.batch == 2) && args.width % kLane == 0 &&
-           !args.add && args.u_stride % kLane == 0 &&
-           static_cast<size_t>(args.batch * args.width) * sizeof(Bf16) <= kSharedForInput &&
-           aligned(args.x) && aligned(args.branch) && aligned(args.h) && aligned(args.u) &&
-           aligned(args.weight);
-}
-
-template <int B>
-void fused_linear(const Stream& stream, const DecodeLinear& args) {
-    const LinearArgs linear{
-        static_cast<const Bf16*>(args.x),
-        args.input == DecodeLinear::Input::norm ? static_cast<const Bf16*>(args.branch) : nullptr,
-        static_cast<const Bf16*>(args.u),
-        static_cast<const Bf16*>(args.weight),
-        args.input == DecodeLinear::Input::norm ? static_cast<Bf16*>(args.h) : nullptr,
-        static_cast<Bf16*>(args.y),
-        args.u_stride,
-        static_cast<int>(args.width),
-        static_cast<int>(args.outputs),
-        args.input,
-        args.gate,
-        args.activation,
-        args.glu,
-        static_cast<float>(args.eps)};
-    const int64_t blocks = multiprocessors(stream.device.index),
-                  rows = ceil_div(args.outputs, blocks) * (args.glu ? 2 : 1);
-    const auto shared = static_cast<size_t>(B) * (static_cast<size_t>(args.width) * sizeof(Bf16) +
-                                                  static_cast<size_t>(rows) * sizeof(float));
-    launch(stream, linear_kernel<B>, dim3(static_cast<unsigned>(blocks)), kLinearThreads, shared, linear);
-}
 
 // --- attention: a block owns 32 columns of one head's state; 8 threads cover them, 32 rows at a time.
 
@@ -341,60 +134,91 @@ __global__ void __launch_bounds__(kAttentionThreads)
 
 // --- the next token
 
-constexpr int kAdvanceThreads = 1024;
+// Blocks share a sequence's logits: on Hopper they are a cluster.
+constexpr int kAdvanceThreads = 512, kAdvanceBlocks = 8;
 
 struct AdvanceArgs {
     int64_t vocab;
     const void* logits;
     int32_t* ids;
     int64_t* position;
+    int blocks;
+};
+
+template <class A>
+struct Best {
+    A value = -INFINITY;
+    int place = 0;
+    // Of equal ones the first.
+    __device__ void meet(const Best& other) {
+        if (other.value > value || (other.value == value && other.place < place)) *this = other;
+    }
+    __device__ void meet_warp() {
+#pragma unroll
+        for (int offset = 16; offset > 0; offset /= 2)
+            meet({__shfl_xor_sync(~0u, value, offset), __shfl_xor_sync(~0u, place, offset)});
+    }
 };
 
 // N logits at once.
 template <class T, int N>
 __global__ void __launch_bounds__(kAdvanceThreads) advance_kernel(const __grid_constant__ AdvanceArgs args) {
     using A = acc_t<T>;
-    __shared__ A values[kAdvanceThreads];
-    __shared__ int places[kAdvanceThreads];
+    constexpr int kAdvanceWarps = kAdvanceThreads / 32;
+    // Plain numbers: shared memory takes no constructor.
+    __shared__ A values[kAdvanceWarps];
+    __shared__ int places[kAdvanceWarps];
+    const int part = static_cast<int>(blockIdx.x) % args.blocks, warp = threadIdx.x / 32,
+              lane = threadIdx.x % 32;
+    const int64_t sequence = blockIdx.x / args.blocks;
+#if __CUDA_ARCH__ >= 900
+    __shared__ A block_values[kAdvanceBlocks];
+    __shared__ int block_places[kAdvanceBlocks];
+    const auto cluster = cooperative_groups::this_cluster();
+    cluster.barrier_arrive();  // a block may be told something once it runs
+#endif
     wait_for_previous_kernels();
-    const T* row = static_cast<const T*>(args.logits) + blockIdx.x * args.vocab;
-    A best = -INFINITY;
-    int place = 0;
+    const T* row = static_cast<const T*>(args.logits) + sequence * args.vocab;
+    Best<A> best;
 #pragma unroll 4
-    for (int64_t i = int64_t{threadIdx.x} * N; i < args.vocab; i += kAdvanceThreads * N) {
+    for (int64_t i = (int64_t{part} * kAdvanceThreads + threadIdx.x) * N; i < args.vocab;
+         i += int64_t{args.blocks} * kAdvanceThreads * N) {
         const auto some = load<N>(row + i);
 #pragma unroll
         for (int j = 0; j < N; ++j)
-            if (some[j] > best) best = some[j], place = static_cast<int>(i) + j;
+            if (some[j] > best.value) best = {some[j], static_cast<int>(i) + j};
     }
-    values[threadIdx.x] = best;
-    places[threadIdx.x] = place;
-    for (int width = kAdvanceThreads / 2; width > 0; width /= 2) {
-        __syncthreads();
-        if (threadIdx.x < width) {
-            const A other = values[threadIdx.x + width];
-            const int other_place = places[threadIdx.x + width];
-            if (other > values[threadIdx.x] ||
-                (other == values[threadIdx.x] && other_place < places[threadIdx.x])) {
-                values[threadIdx.x] = other;
-                places[threadIdx.x] = other_place;
-            }
-        }
+    best.meet_warp();
+    if (lane == 0) values[warp] = best.value, places[warp] = best.place;
+    __syncthreads();
+    if (warp == 0) {
+        best = lane < kAdvanceWarps ? Best<A>{values[lane], places[lane]} : Best<A>{};
+        best.meet_warp();
     }
-    if (threadIdx.x == 0) args.ids[blockIdx.x] = places[0];
-    if (threadIdx.x == 0 && blockIdx.x == 0) ++*args.position;
+#if __CUDA_ARCH__ >= 900
+    cluster.barrier_wait();
+    if (threadIdx.x == 0) {
+        *cluster.map_shared_rank(&block_values[part], 0) = best.value;
+        *cluster.map_shared_rank(&block_places[part], 0) = best.place;
+    }
+    cluster.sync();
+    if (part == 0 && threadIdx.x == 0)
+        for (int i = 0; i < args.blocks; ++i) best.meet({block_values[i], block_places[i]});
+#endif
+    if (part != 0 || threadIdx.x != 0) return;
+    args.ids[sequence] = best.place;
+    if (sequence == 0) ++*args.position;
 }
 
 }  // namespace
 
 void decode_linear(const Stream& stream, const DecodeLinear& args) {
-    if (fused_fits(args)) {
-        // At 4 rows the multiply-adds of this kernel already take longer than its bytes: tensor cores are
-        // faster.
-        return args.batch == 1 ? fused_linear<1>(stream, args) : fused_linear<2>(stream, args);
-    }
+    if (bf16_decode_linear_fits(args)) return bf16_decode_linear(stream, args);
     struct Run {
         const Stream& stream;
+        void embedding(const EmbeddingForward& embedding) const {
+            cuda::embedding_forward(stream, embedding);
+        }
         void norm(const SrmsNormForward& norm) const {
             if (!norm.branch && norm.h)
                 cuda::copy(stream, Copy{norm.rows, norm.width, norm.dtype, norm.x, norm.width, norm.dtype,
@@ -440,20 +264,31 @@ void decode_attention(const Stream& stream, const DecodeAttention& args) {
     by_type(args.dtype, "decode_attention", [&](auto tag) {
         using T = typename decltype(tag)::type;
         constexpr int kMostRows = kMaxKeyWidth / kRowsAtOnce;
-        launch(stream,
-               key_width <= kMaxKeyWidth / 2 ? attention_kernel<T, kMostRows / 2>
-                                             : attention_kernel<T, kMostRows>,
-               grid, kAttentionThreads, 0, attention);
+        launch_dependent(use(stream),
+                         {.grid = grid,
+                          .threads = kAttentionThreads,
+                          .shared = 0,
+                          .early = is_hopper(stream.device.index)},
+                         key_width <= kMaxKeyWidth / 2 ? attention_kernel<T, kMostRows / 2>
+                                                       : attention_kernel<T, kMostRows>,
+                         attention);
     });
 }
 
 void decode_advance(const Stream& stream, const DecodeAdvance& args) {
-    const AdvanceArgs advance{args.vocab, args.logits, args.ids, args.position};
+    const bool hopper = is_hopper(stream.device.index);
+    const int blocks = hopper ? kAdvanceBlocks : 1;
+    const AdvanceArgs advance{args.vocab, args.logits, args.ids, args.position, blocks};
     by_type(args.dtype, "decode_advance", [&](auto tag) {
         using T = typename decltype(tag)::type;
         const bool vector = vectorizable<T>({{args.logits, args.vocab}});
-        launch(stream, vector ? advance_kernel<T, kVector<T>> : advance_kernel<T, 1>,
-               dim3(static_cast<unsigned>(args.batch)), kAdvanceThreads, 0, advance);
+        launch_dependent(use(stream),
+                         {.grid = dim3(static_cast<unsigned>(args.batch * blocks)),
+                          .threads = kAdvanceThreads,
+                          .shared = 0,
+                          .cluster = static_cast<unsigned>(blocks),
+                          .early = hopper},
+                         vector ? advance_kernel<T, kVector<T>> : advance_kernel<T, 1>, advance);
     });
 }
 

@@ -19,23 +19,50 @@ __device__ inline void wait_for_previous_kernels() {
 #endif
 }
 
-// Launches `kernel`; early: it may start while the kernel in front of it runs.
+struct LaunchShape {
+    dim3 grid;
+    int threads;
+    size_t shared;         // dynamic, in bytes
+    unsigned cluster = 1;  // blocks of a cluster; more than 1 on Hopper only
+    bool early = false;    // may start while the kernel in front of it runs; on Hopper only
+};
+
+// A shape as the driver takes it.
+class LaunchConfig {
+public:
+    LaunchConfig(cudaStream_t stream, const LaunchShape& shape) {
+        config_.gridDim = shape.grid;
+        config_.blockDim = dim3(static_cast<unsigned>(shape.threads));
+        config_.dynamicSmemBytes = shape.shared;
+        config_.stream = stream;
+        config_.attrs = attributes_;
+        if (shape.early) {
+            cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+            attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+            attribute.val.programmaticStreamSerializationAllowed = 1;
+        }
+        if (shape.cluster > 1) {
+            cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+            attribute.id = cudaLaunchAttributeClusterDimension;
+            attribute.val.clusterDim = {.x = shape.cluster, .y = 1, .z = 1};
+        }
+    }
+    LaunchConfig(const LaunchConfig&) = delete;
+    LaunchConfig& operator=(const LaunchConfig&) = delete;
+    const cudaLaunchConfig_t* get() const { return &config_; }
+
+private:
+    cudaLaunchAttribute attributes_[2]{};
+    cudaLaunchConfig_t config_{};
+};
+
 template <class... Parameters, class... Arguments>
-void launch_dependent(cudaStream_t stream, bool early, void (*kernel)(Parameters...), dim3 grid, int threads,
-                      size_t shared, const Arguments&... arguments) {
-    LEVIN_CUDA_CHECK(
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
-    cudaLaunchAttribute attribute{};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config{};
-    config.gridDim = grid;
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = early ? 1 : 0;
-    LEVIN_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...));
+void launch_dependent(cudaStream_t stream, const LaunchShape& shape, void (*kernel)(Parameters...),
+                      const Arguments&... arguments) {
+    LEVIN_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                          static_cast<int>(shape.shared)));
+    const LaunchConfig config(stream, shape);
+    LEVIN_CUDA_CHECK(cudaLaunchKernelEx(config.get(), kernel, static_cast<Parameters>(arguments)...));
 }
 
 }  // namespace levin::kernels::cuda

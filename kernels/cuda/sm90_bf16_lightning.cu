@@ -329,8 +329,12 @@ public:
     explicit Launches(cudaStream_t stream) : stream_(stream) {}
     template <class L, class Args>
     void add(void (*kernel)(Args), int64_t blocks, const Args& args) {
-        launch_dependent(stream_, !first_, kernel, dim3(static_cast<unsigned>(blocks)), L::kThreads,
-                         L::kBytes + 1024, args);
+        launch_dependent(stream_,
+                         {.grid = dim3(static_cast<unsigned>(blocks)),
+                          .threads = L::kThreads,
+                          .shared = L::kBytes + 1024,
+                          .early = !first_},
+                         kernel, args);
         first_ = false;
     }
     // After a kernel that does not let the next one start.

@@ -23,6 +23,7 @@ struct Product {
     Input input = Input::plain;
     bool glu = false, branch = false, h = false, add = false;
     Activation gate = Activation::none, activation = Activation::none;
+    size_t table = 0;  // rows of which the batch takes some, scaled; 0: x is the batch's rows
 };
 
 // The input of the product in float64.
@@ -69,16 +70,28 @@ void check(const Product& p) {
                              to_string(p.dtype), p.batch, p.width, p.outputs, static_cast<int>(p.input),
                              p.glu, p.branch, static_cast<int>(p.gate), seed()));
     const size_t u_stride = p.width + 24, rows = p.outputs * (p.glu ? 2 : 1);
-    const Values x = rounded(p.dtype, random_normal(p.batch * p.width, 2)),
-                 branch = rounded(p.dtype, random_normal(p.batch * p.width)),
+    const double scale = std::sqrt(static_cast<float>(p.width));
+    const Values table =
+        rounded(p.dtype, random_normal((p.table ? p.table : p.batch) * p.width, p.table ? 2 / scale : 2));
+    Values x = table, ids;
+    for (size_t b = 0; b < (p.table ? p.batch : 0); ++b)
+        ids.push_back(static_cast<double>(generator()() % p.table));
+    if (p.table) {
+        x.clear();
+        for (const double id : ids)
+            for (size_t i = 0; i < p.width; ++i)
+                x.push_back(static_cast<float>(scale) * table[static_cast<size_t>(id) * p.width + i]);
+        x = rounded(p.dtype, x);
+    }
+    const Values branch = rounded(p.dtype, random_normal(p.batch * p.width)),
                  u = rounded(p.dtype, random_normal(p.batch * p.width)),
                  weight = rounded(p.dtype,
                                   random_normal(rows * p.width, 1 / std::sqrt(static_cast<double>(p.width))));
     const Values old = rounded(p.dtype, random_normal(p.batch * p.outputs));
     Values h, expected = product_of(p, input_of(p, x, branch, u, h), weight);
     for (size_t i = 0; p.add && i < expected.size(); ++i) expected[i] += old[i];
-    const Buffer x_buffer(p.dtype, x), branch_buffer(p.dtype, branch), weight_buffer(p.dtype, weight),
-        u_buffer(p.dtype, spread(u, p.width, u_stride));
+    const Buffer x_buffer(p.dtype, table), ids_buffer(DType::i32, ids), branch_buffer(p.dtype, branch),
+        weight_buffer(p.dtype, weight), u_buffer(p.dtype, spread(u, p.width, u_stride));
     const auto n = [](size_t value) { return static_cast<int64_t>(value); };
     const Buffer workspace =
         Buffer::poisoned(DType::f32, decode_workspace(n(p.batch), n(p.width), n(p.outputs), p.dtype) / 4 + 1);
@@ -103,7 +116,9 @@ void check(const Product& p) {
                                  .activation = p.activation,
                                  .y = y.data(),
                                  .workspace = workspace.data(),
-                                 .add = p.add});
+                                 .add = p.add,
+                                 .ids = p.table ? ids_buffer.as<int32_t>() : nullptr,
+                                 .scale = scale});
         result = y.read();
         if (p.h) {
             EXPECT_EQ(h_buffer.read(), h);
@@ -134,7 +149,11 @@ TEST(DecodeLinear, EveryInput) {
             check(p);
             p.branch = false;
             check(p);
+            p.table = 37;
+            check(p);
             p.h = false;
+            check(p);
+            p.table = 0;
             p.input = Input::gated_norm;
             check(p);
             p.gate = Activation::sigmoid;
@@ -278,7 +297,7 @@ TEST(DecodeAttention, ManySequences) {
 // The largest logit of each sequence, the first of equal ones.
 TEST(DecodeAdvance, MostLikelyTokens) {
     for (const DType dtype : floating_types())
-        for (const size_t vocab : {1, 37, 1000, 64000}) {
+        for (const size_t vocab : {1, 37, 1000, 64000, 70001}) {
             SCOPED_TRACE(fmt::format("{} {} seed {}", to_string(dtype), vocab, seed()));
             constexpr size_t kBatch = 5;
             Values logits = rounded(dtype, random_normal(kBatch * vocab)), expected;
