@@ -94,7 +94,7 @@ struct CheckpointConfig {
 struct ParallelConfig {
     int64_t tp = 1, cp = 1, pp = 1;  // data parallelism takes the remaining ranks
     int64_t virtual_stages = 1;      // per pipeline rank
-    int64_t zero = 0;
+    int64_t zero = 1;
     bool reshard_after_forward = true;  // with zero 3
     int64_t bucket_mib = 256;           // gradients reduced together
     StoredType gradient_dtype = StoredType::f32;

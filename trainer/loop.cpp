@@ -253,7 +253,7 @@ private:
                 "layout {}{}{}{}", to_string(mesh_->layout()),
                 config_.parallel.sequence_scatter ? ", tokens scattered between blocks" : "",
                 model_.two_batches() ? ", halves of a micro-batch in turn" : "",
-                config_.parallel.zero == 0 ? ""
+                config_.parallel.zero == 0 || mesh_->replicas()->size() == 1 ? ""
                 : stage_of(config_.parallel) == config_.parallel.zero
                     ? fmt::format(", zero {}", config_.parallel.zero)
                     : fmt::format(", zero {} with weights kept after forward", config_.parallel.zero)));

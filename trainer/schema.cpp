@@ -293,9 +293,11 @@ void add_rest(std::vector<SchemaKey>& keys) {
     KEY(parallel, virtual_stages, integer, {1, 4096},
         "Stages per pipeline rank: more make the pipeline's idle share smaller and its messages more.");
     KEY(parallel, zero, integer, {0, 3},
-        "ZeRO: what data-parallel ranks keep in shares instead of whole. 1: optimizer state; 2: gradients "
-        "too; "
-        "3: parameters too, gathered layer by layer. The results are the same.");
+        "ZeRO: what data-parallel ranks keep in shares instead of whole. 0: nothing; 1: optimizer state, "
+        "which "
+        "saves memory and time; 2: gradients too; 3: parameters too, gathered layer by layer. The results "
+        "are "
+        "the same.");
     KEY(parallel, reshard_after_forward, boolean,
         "With `zero: 3`: give a layer's parameters back after its forward pass and gather them again for its "
         "backward pass. `false`: gather them once an update, whatever its micro-batches, which needs memory "
