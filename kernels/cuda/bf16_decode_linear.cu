@@ -1,5 +1,7 @@
 // Products of one or two rows: a warp owns whole outputs and walks along their weights. Norms, gates, sums,
 // the embedding and the gated product happen inside.
+#include <cuda_pipeline_primitives.h>
+
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/bf16_decode_linear.h"
 #include "kernels/cuda/dependent_launch.cuh"
@@ -10,15 +12,16 @@ namespace levin::kernels::cuda {
 namespace {
 
 constexpr int kLinearThreads = 256, kWarps = kLinearThreads / 32;
-constexpr int kGroup = 8;          // 16-byte loads in flight per lane, twice (this group and the next)
-constexpr int kLane = 8;           // bf16 elements a lane reads at once
+constexpr int kGroup = 8;  // 16-byte copies in flight per lane, kRing times
+constexpr int kRing = 2;   // the group at work and the next; three: 0.863 beside 0.861 ms (1B, batch 1)
+constexpr int kLane = 8;   // bf16 elements a lane reads at once
 constexpr int kStep = 32 * kLane;  // elements a warp reads at once
 
 struct LinearArgs {
-    const Bf16 *x, *branch, *u, *weight;
+    const Bf16 *x, *other, *weight;  // other: what is added to x, or its gate
     const int32_t* ids;
     Bf16 *h, *y;
-    int64_t u_stride;
+    int64_t other_stride;
     int width, outputs;
     DecodeLinear::Input input;
     bool glu, gate_is_sigmoid;
@@ -63,56 +66,155 @@ struct Cursor {
     }
 };
 
-__device__ inline void read_weights(const LinearArgs& args, const BlockRows& rows, const Cursor& at, int lane,
-                                    uint4 (&group)[kGroup]) {
-    if (at.row >= rows.count) return;
-    const Bf16* row = rows.at(args, at.row);
-#pragma unroll
-    for (int i = 0; i < kGroup; ++i) {
-        const int column = (at.step + i) * kStep + lane * kLane;
-        group[i] = column < args.width ? __ldcs(reinterpret_cast<const uint4*>(row + column)) : uint4{};
+// Has the input's rows copied to shared memory, [B][width], and what they meet beside them. Copies are
+// waited for in their order, not with the weights behind them (see multiply_rows).
+template <int B>
+__device__ inline void ask_for_input(const LinearArgs& args, Bf16* input, Bf16* other) {
+    for (int b = 0; b < B; ++b) {
+        const Bf16* x = args.x + (args.ids ? args.ids[b] : b) * int64_t{args.width};
+        for (int c = threadIdx.x * kLane; c < args.width; c += kLinearThreads * kLane) {
+            __pipeline_memcpy_async(input + b * args.width + c, x + c, 16);
+            if (args.other)
+                __pipeline_memcpy_async(other + b * args.width + c, args.other + b * args.other_stride + c,
+                                        16);
+        }
     }
+    __pipeline_commit();
 }
 
-// The input of the product, rounded to bf16, into shared memory [B][width].
+// Makes the input of what a thread has asked for and got. Ends with a barrier.
 template <int B>
-__device__ inline void prepare_input(const LinearArgs& args, Bf16* input) {
-    const int width = args.width;
-    for (int b = 0; b < B; ++b) {
-        const Bf16* x = args.x + (args.ids ? args.ids[b] : b) * int64_t{width};
-        Bf16* to = input + b * width;
-        float squares = 0;
-        for (int c = threadIdx.x * kLane; c < width; c += kLinearThreads * kLane) {
-            auto value = load<kLane>(x + c);
-            if (args.ids)
+__device__ inline void prepare_input(const LinearArgs& args, Bf16* input, const Bf16* other) {
+    __shared__ float partial[B][kWarps];
+    const bool normed = args.input != DecodeLinear::Input::plain;
+    const auto each = [&](int b, auto&& body) {
+        for (int c = threadIdx.x * kLane; c < args.width; c += kLinearThreads * kLane)
+            body(c, input + b * args.width + c, other + b * args.width + c);
+    };
+    const auto rounded = [](float a) { return to_acc(from_acc<Bf16>(a)); };
+    if (normed) {
 #pragma unroll
-                for (int i = 0; i < kLane; ++i) value[i] = to_acc(from_acc<Bf16>(value[i] * args.scale));
-            if (args.branch) {
-                const auto other = load<kLane>(args.branch + int64_t{b} * width + c);
+        for (int b = 0; b < B; ++b) {
+            float squares = 0;
+            each(b, [&](int c, Bf16* x, const Bf16* y) {
+                auto value = load<kLane>(x);
+                if (args.ids)
 #pragma unroll
-                for (int i = 0; i < kLane; ++i) value[i] = to_acc(from_acc<Bf16>(value[i] + other[i]));
-            }
-            if (args.h && blockIdx.x == 0) store<kLane>(args.h + int64_t{b} * width + c, value);
-            store<kLane>(to + c, value);
+                    for (int i = 0; i < kLane; ++i) value[i] = rounded(value[i] * args.scale);
+                if (args.other && args.input == DecodeLinear::Input::norm) {
+                    const auto branch = load<kLane>(y);
 #pragma unroll
-            for (int i = 0; i < kLane; ++i) squares += value[i] * value[i];
+                    for (int i = 0; i < kLane; ++i) value[i] = rounded(value[i] + branch[i]);
+                }
+#pragma unroll
+                for (int i = 0; i < kLane; ++i) squares += value[i] * value[i];
+                if (args.input == DecodeLinear::Input::norm) store<kLane>(x, value);
+                if (args.h && blockIdx.x == 0) store<kLane>(args.h + b * args.width + c, value);
+            });
+            squares = warp_sum(squares);
+            if (threadIdx.x % 32 == 0) partial[b][threadIdx.x / 32] = squares;
         }
-        if (args.input == DecodeLinear::Input::plain) continue;
-        const float r = 1.0f / sqrtf(block_sum(squares) / static_cast<float>(width) + args.eps);
-        for (int c = threadIdx.x * kLane; c < width; c += kLinearThreads * kLane) {
-            auto value = load<kLane>(to + c);
+        __syncthreads();
 #pragma unroll
-            for (int i = 0; i < kLane; ++i) value[i] *= r;
-            if (args.input == DecodeLinear::Input::gated_norm) {
-                const auto open = load<kLane>(args.u + b * args.u_stride + c);
+        for (int b = 0; b < B; ++b) {
+            float squares = 0;
 #pragma unroll
-                for (int i = 0; i < kLane; ++i)
-                    value[i] *= args.gate_is_sigmoid ? sigmoid_of(open[i]) : open[i];
-            }
-            store<kLane>(to + c, value);
+            for (int w = 0; w < kWarps; ++w) squares += partial[b][w];
+            const float r = 1.0f / sqrtf(squares / static_cast<float>(args.width) + args.eps);
+            each(b, [&](int, Bf16* x, const Bf16* y) {
+                auto value = load<kLane>(x);
+#pragma unroll
+                for (int i = 0; i < kLane; ++i) value[i] *= r;
+                if (args.input == DecodeLinear::Input::gated_norm) {
+                    const auto gate = load<kLane>(y);
+                    if (args.gate_is_sigmoid)
+#pragma unroll
+                        for (int i = 0; i < kLane; ++i) value[i] *= sigmoid_of(gate[i]);
+                    else
+#pragma unroll
+                        for (int i = 0; i < kLane; ++i) value[i] *= gate[i];
+                }
+                store<kLane>(x, value);
+            });
         }
     }
     __syncthreads();
+}
+
+template <int B>
+__device__ inline void multiply(const LinearArgs& args, const Bf16* input, const uint4& weights, int column,
+                                float (&sum)[B]) {
+    float w[kLane], x[kLane];
+    unpack(weights, w);
+#pragma unroll
+    for (int b = 0; b < B; ++b) {
+        unpack(*reinterpret_cast<const uint4*>(input + b * args.width + column), x);
+#pragma unroll
+        for (int j = 0; j < kLane; ++j) sum[b] += w[j] * x[j];
+    }
+}
+
+// Calls done(row, b, sum) with the product of the input of sequence b and a row of the block, in lane 0 of
+// one warp. Waits for the kernels in front. input: shared memory for the input and what it meets. ring: for
+// weights on their way, of each lane its own part. They come by asynchronous copies: loads to registers share
+// a counter (ptxas gives them one), so that who waits for the input would wait for the weights asked for
+// behind it too.
+template <int B, class Done>
+__device__ inline void multiply_rows(const LinearArgs& args, Bf16* input, uint4* ring, const BlockRows& rows,
+                                     const Done& done) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int steps = (args.width + kStep - 1) / kStep;
+    Bf16* other = input + B * args.width;
+    ring += warp * kRing * kGroup * 32 + lane;
+    Cursor at{warp, 0}, ahead = at;
+    int slot = 0, to = 0;
+    // Behind the last group it counts as asked for too.
+    const auto ask = [&] {
+        if (ahead.row < rows.count) {
+            const Bf16* row = rows.at(args, ahead.row);
+#pragma unroll
+            for (int i = 0; i < kGroup; ++i) {
+                const int column = (ahead.step + i) * kStep + lane * kLane;
+                if (column < args.width)
+                    __pipeline_memcpy_async(ring + (to * kGroup + i) * 32, row + column, 16);
+            }
+        }
+        __pipeline_commit();
+        ahead.advance(steps);
+        to = to + 1 == kRing ? 0 : to + 1;
+    };
+    ask();
+    let_next_kernel_start();
+    wait_for_previous_kernels();
+    // The memory must not stand still while the input is made: the next weights are asked for right behind
+    // it.
+    ask_for_input<B>(args, input, other);
+#pragma unroll
+    for (int i = 1; i < kRing; ++i) ask();
+    __pipeline_wait_prior(kRing - 1);
+    prepare_input<B>(args, input, other);
+
+    float sum[B] = {};
+    while (at.row < rows.count) {
+        __pipeline_wait_prior(kRing - 1);
+#pragma unroll
+        for (int i = 0; i < kGroup; ++i) {
+            const int column = (at.step + i) * kStep + lane * kLane;
+            if (column < args.width) multiply<B>(args, input, ring[(slot * kGroup + i) * 32], column, sum);
+        }
+        const int row = at.row;
+        at.advance(steps);
+        ask();
+        if (at.row != row)
+#pragma unroll
+            for (int b = 0; b < B; ++b) {
+                const float whole = warp_sum(sum[b]);
+                sum[b] = 0;
+                if (lane == 0) done(row, b, whole);
+            }
+        slot = slot + 1 == kRing ? 0 : slot + 1;
+    }
+    __pipeline_wait_prior(0);
 }
 
 // GLU's activation of most models.
@@ -123,99 +225,70 @@ struct Silu {
     }
 };
 
-// Shared memory: the input [B][width], then the sums [B][rows]. `gate`: GLU's activation as a type, as the
-// code of all of them has a stack and tables, which cost 0.2 us a launch (1B, batch 1: 0.919 to 0.906 ms a
-// step).
+// Shared memory: the input [B][width] and what it meets, the ring, with GLU the sums [B][rows]. `gate`: GLU's
+// activation as a type, as the code of all of them has a stack and tables, which cost 0.2 us a launch.
 template <int B, class Gate>
 __global__ void __launch_bounds__(kLinearThreads, 2)
     linear_kernel(const __grid_constant__ LinearArgs args, const Gate gate) {
     extern __shared__ uint4 shared[];
     Bf16* input = reinterpret_cast<Bf16*>(shared);
-    float* sums = reinterpret_cast<float*>(input + B * args.width);
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int steps = (args.width + kStep - 1) / kStep;
+    uint4* ring = shared + B * (args.other ? 2 : 1) * args.width / kLane;
+    float* sums = reinterpret_cast<float*>(ring + kWarps * kRing * kGroup * 32);
     const BlockRows rows(args);
-    Cursor at{warp, 0};
-    uint4 now[kGroup], next[kGroup];
-    read_weights(args, rows, at, lane, now);
-    let_next_kernel_start();
-    wait_for_previous_kernels();
-    prepare_input<B>(args, input);
-
-    float sum[B] = {};
-    while (at.row < rows.count) {
-        Cursor ahead = at;
-        ahead.advance(steps);
-        read_weights(args, rows, ahead, lane, next);
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) {
-            const int column = (at.step + i) * kStep + lane * kLane;
-            if (column < args.width) {
-                float w[kLane], x[kLane];
-                unpack(now[i], w);
-#pragma unroll
-                for (int b = 0; b < B; ++b) {
-                    unpack(*reinterpret_cast<const uint4*>(input + b * args.width + column), x);
-#pragma unroll
-                    for (int j = 0; j < kLane; ++j) sum[b] += w[j] * x[j];
-                }
-            }
-        }
-        if (ahead.step == 0) {  // the row is done
-#pragma unroll
-            for (int b = 0; b < B; ++b) {
-                const float whole = warp_sum(sum[b]);
-                sum[b] = 0;
-                if (lane == 0) sums[b * rows.count + at.row] = whole;
-            }
-        }
-        at = ahead;
-#pragma unroll
-        for (int i = 0; i < kGroup; ++i) now[i] = next[i];
-    }
+    multiply_rows<B>(args, input, ring, rows, [&](int row, int b, float sum) {
+        if (args.glu)
+            sums[b * rows.count + row] = sum;
+        else
+            args.y[int64_t{b} * args.outputs + rows.first + row] = from_acc<Bf16>(sum);
+    });
+    if (!args.glu) return;
     __syncthreads();
-    const int outputs = args.glu ? rows.count / 2 : rows.count;
+    const int outputs = rows.count / 2;
     for (int i = threadIdx.x; i < B * outputs; i += kLinearThreads) {
         const int b = i / outputs, output = i % outputs;
         const float* sum_of = sums + b * rows.count;
         // As in the separate kernels, the factors are rounded before they meet.
         const auto rounded = [&](int row) { return to_acc(from_acc<Bf16>(sum_of[row])); };
-        const float value =
-            args.glu ? gate.value(rounded(2 * output)) * rounded(2 * output + 1) : sum_of[output];
-        args.y[int64_t{b} * args.outputs + rows.first + output] = from_acc<Bf16>(value);
+        args.y[int64_t{b} * args.outputs + rows.first + output] =
+            from_acc<Bf16>(gate.value(rounded(2 * output)) * rounded(2 * output + 1));
     }
 }
 
-constexpr size_t kSharedForInput = 48 << 10;
+constexpr size_t kSharedForInput = 48 << 10;  // without what it meets
+
+size_t shared_bytes(int device, const DecodeLinear& args) {
+    const bool meets = args.input != DecodeLinear::Input::plain;
+    const int64_t rows = args.glu ? 2 * ceil_div(args.outputs, multiprocessors(device)) : 0;
+    return static_cast<size_t>(args.batch * args.width) * sizeof(Bf16) * (meets ? 2 : 1) +
+           sizeof(uint4) * kWarps * kRing * kGroup * 32 +
+           static_cast<size_t>(args.batch * rows) * sizeof(float);
+}
 
 template <int B>
 void launch(const Stream& stream, const DecodeLinear& args) {
     using Input = DecodeLinear::Input;
-    const LinearArgs linear{
-        .x = static_cast<const Bf16*>(args.x),
-        .branch = args.input == Input::norm ? static_cast<const Bf16*>(args.branch) : nullptr,
-        .u = static_cast<const Bf16*>(args.u),
-        .weight = static_cast<const Bf16*>(args.weight),
-        .ids = args.ids,
-        .h = args.input == Input::norm ? static_cast<Bf16*>(args.h) : nullptr,
-        .y = static_cast<Bf16*>(args.y),
-        .u_stride = args.u_stride,
-        .width = static_cast<int>(args.width),
-        .outputs = static_cast<int>(args.outputs),
-        .input = args.input,
-        .glu = args.glu,
-        .gate_is_sigmoid = args.gate == Activation::sigmoid,
-        .eps = static_cast<float>(args.eps),
-        .scale = static_cast<float>(args.scale)};
+    const LinearArgs linear{.x = static_cast<const Bf16*>(args.x),
+                            .other = static_cast<const Bf16*>(args.input == Input::norm         ? args.branch
+                                                              : args.input == Input::gated_norm ? args.u
+                                                                                                : nullptr),
+                            .weight = static_cast<const Bf16*>(args.weight),
+                            .ids = args.ids,
+                            .h = args.input == Input::norm ? static_cast<Bf16*>(args.h) : nullptr,
+                            .y = static_cast<Bf16*>(args.y),
+                            .other_stride = args.input == Input::gated_norm ? args.u_stride : args.width,
+                            .width = static_cast<int>(args.width),
+                            .outputs = static_cast<int>(args.outputs),
+                            .input = args.input,
+                            .glu = args.glu,
+                            .gate_is_sigmoid = args.gate == Activation::sigmoid,
+                            .eps = static_cast<float>(args.eps),
+                            .scale = static_cast<float>(args.scale)};
     const int device = stream.device.index;
-    const int64_t blocks = multiprocessors(device),
-                  rows = ceil_div(args.outputs, blocks) * (args.glu ? 2 : 1);
     const auto run = [&](auto gate) {
         launch_dependent(use(stream),
-                         {.grid = dim3(static_cast<unsigned>(blocks)),
+                         {.grid = dim3(static_cast<unsigned>(multiprocessors(device))),
                           .threads = kLinearThreads,
-                          .shared = static_cast<size_t>(B) * (static_cast<size_t>(args.width) * sizeof(Bf16) +
-                                                              static_cast<size_t>(rows) * sizeof(float)),
+                          .shared = shared_bytes(device, args),
                           // The first of a step waits for what came before it: weights may have changed.
                           .early = is_hopper(device) && !args.ids},
                          linear_kernel<B, decltype(gate)>, linear, gate);
@@ -230,14 +303,15 @@ void launch(const Stream& stream, const DecodeLinear& args) {
 
 }  // namespace
 
-bool bf16_decode_linear_fits(const DecodeLinear& args) {
+bool bf16_decode_linear_fits(const Stream& stream, const DecodeLinear& args) {
     const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
     // At 4 rows the multiply-adds of this kernel already take longer than its bytes: tensor cores are faster.
     return args.dtype == DType::bf16 && (args.batch == 1 || args.batch == 2) && args.width % kLane == 0 &&
            args.outputs < (1 << 20) && !args.add && args.u_stride % kLane == 0 &&
            static_cast<size_t>(args.batch * args.width) * sizeof(Bf16) <= kSharedForInput &&
            aligned(args.x) && aligned(args.branch) && aligned(args.h) && aligned(args.u) &&
-           aligned(args.weight);
+           aligned(args.weight) &&
+           shared_bytes(stream.device.index, args) + 1024 <= max_shared_memory(stream.device.index);
 }
 
 void bf16_decode_linear(const Stream& stream, const DecodeLinear& args) {

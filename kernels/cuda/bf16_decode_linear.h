@@ -6,7 +6,7 @@
 
 namespace levin::kernels::cuda {
 
-bool bf16_decode_linear_fits(const DecodeLinear& args);
+bool bf16_decode_linear_fits(const Stream& stream, const DecodeLinear& args);
 void bf16_decode_linear(const Stream& stream, const DecodeLinear& args);
 
 }  // namespace levin::kernels::cuda

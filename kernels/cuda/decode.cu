@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(kAdvanceThreads) advance_kernel(const __grid_c
 }  // namespace
 
 void decode_linear(const Stream& stream, const DecodeLinear& args) {
-    if (bf16_decode_linear_fits(args)) return bf16_decode_linear(stream, args);
+    if (bf16_decode_linear_fits(stream, args)) return bf16_decode_linear(stream, args);
     struct Run {
         const Stream& stream;
         void embedding(const EmbeddingForward& embedding) const {
