@@ -85,6 +85,13 @@ struct NoActivation {
         return A(1);
     }
 };
+// What most models have, forward.
+struct Silu {
+    template <class A>
+    __device__ A value(A x) const {
+        return x * sigmoid_of(x);
+    }
+};
 struct AnyActivation {
     Activation activation;
     template <class A>

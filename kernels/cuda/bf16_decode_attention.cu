@@ -48,18 +48,15 @@ __global__ void __launch_bounds__(kThreads) attention_kernel(const __grid_consta
     wait_for_previous_kernels();
 
     const int64_t of_sequence = sequence * args.stride, key = of_sequence + head * kKey;
-    const auto silu = [](Bf16 raw) {
-        const float x = to_acc(raw);
-        return x * sigmoid_of(x);
-    };
+    const Silu silu;
     static_assert(2 * kKey <= kThreads);
     if (t < kKey) {
-        q[t] = silu(args.q[key + t]);
+        q[t] = silu.value(to_acc(args.q[key + t]));
         if (t < kColumns)
             reinterpret_cast<float*>(v)[t] =
                 to_acc(args.v[of_sequence + head * args.value_dim + first_column + t]);
     } else if (t < 2 * kKey) {
-        k[t - kKey] = silu(args.k[key + t - kKey]);
+        k[t - kKey] = silu.value(to_acc(args.k[key + t - kKey]));
     }
     __syncthreads();
 

@@ -217,14 +217,6 @@ __device__ inline void multiply_rows(const LinearArgs& args, Bf16* input, uint4*
     __pipeline_wait_prior(0);
 }
 
-// GLU's activation of most models.
-struct Silu {
-    template <class A>
-    __device__ A value(A x) const {
-        return x * sigmoid_of(x);
-    }
-};
-
 // Shared memory: the input [B][width] and what it meets, the ring, with GLU the sums [B][rows]. `gate`: GLU's
 // activation as a type, as the code of all of them has a stack and tables, which cost 0.2 us a launch.
 template <int B, class Gate>
