@@ -93,7 +93,7 @@ private:
 
 void check_options(const BuildOptions& options, const std::vector<std::string>& prefixes) {
     LEVIN_REQUIRE(!options.output.empty() && options.output.back() != '/', "data",
-                  "the output \"{}\" is no PREFIX; give a path such as data/corpus", options.output);
+                  "the output \"{}\" is no PREFIX; give a path such as runs/data/corpus", options.output);
     LEVIN_REQUIRE(options.validation_fraction >= 0 && options.validation_fraction < 1, "data",
                   "the validation fraction is {}, expected 0 to less than 1, such as 0.01",
                   options.validation_fraction);

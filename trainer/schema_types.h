@@ -134,7 +134,7 @@ SchemaKey sources(Field field, std::string documentation) {
     SchemaKey key;
     key.type = "PREFIX, a list of PREFIX, or a list of `{prefix: PREFIX, weight: 0.3}`";
     key.documentation = std::move(documentation);
-    key.example = "[data/books, data/web]";
+    key.example = "[runs/data/books, runs/data/web]";
     key.plain_text = true;
     key.write = [field](const Config& config) { return write_sources(field(config)); };
     key.read = [=, example = key.example](Config& config, const ConfigValue& value) {

@@ -78,7 +78,8 @@ void add_build(CLI::App& data) {
         "kept. A .txt file is one document, a line of .jsonl is one document; .gz and .zst files are read as "
         "they are.\n"
         "Writes PREFIX.bin and PREFIX.idx (Megatron format), PREFIX.json and a copy of the tokenizer.\n\n"
-        "Example: levin data build --input books/*.txt web.jsonl.zst --tokenizer byte --output data/corpus");
+        "Example: levin data build --input books/*.txt web.jsonl.zst --tokenizer byte --output "
+        "runs/data/corpus");
     app->add_option("--input", corpus.inputs, "Text files: .txt or .jsonl, also .gz or .zst")->required();
     app->add_option(
            "--tokenizer", options->tokenizer,
@@ -183,7 +184,7 @@ void add_inspect(CLI::App& data) {
     CLI::App* app = data.add_subcommand("inspect", "Print what a token shard holds");
     app->footer(
         "Reads shards of levin and Megatron (PREFIX), llm.c (NAME.bin) and datatrove (NAME.ds).\n\n"
-        "Example: levin data inspect data/corpus");
+        "Example: levin data inspect runs/data/corpus");
     app->add_option("PREFIX", options->prefix, "The shard")->required();
     app->add_option("--documents", options->documents, "Documents to print")
         ->check(CLI::NonNegativeNumber)
@@ -206,7 +207,7 @@ void add_verify(CLI::App& data) {
     CLI::App* app = data.add_subcommand("verify", "Check a token shard: its index, its sizes, every token");
     app->footer(
         "Exit status 0 when all is well, 2 with the first fault otherwise.\n\n"
-        "Example: levin data verify data/corpus");
+        "Example: levin data verify runs/data/corpus");
     app->add_option("PREFIX", options->prefix, "The shard")->required();
     app->add_option("--vocab-size", options->vocab_size,
                     "Tokens must be below this; default: what PREFIX.json says")

@@ -31,7 +31,7 @@ void add_train(CLI::App& tokenizer) {
     CLI::App* app = tokenizer.add_subcommand("train", "Train a SentencePiece tokenizer on text files");
     app->footer(
         "Writes NAME.model. Text is not normalised: decoding gives back what was encoded.\n\n"
-        "Example: levin tokenizer train --input books/*.txt --vocab-size 8000 --output data/books");
+        "Example: levin tokenizer train --input books/*.txt --vocab-size 8000 --output runs/data/books");
     app->add_option("--input", train.corpus.inputs, "Text files: .txt or .jsonl, also .gz or .zst")
         ->required();
     app->add_option("--vocab-size", train.vocab_size, "Tokens of the vocabulary")->required();
@@ -67,7 +67,8 @@ void add_encode(CLI::App& tokenizer) {
     };
     auto options = std::make_shared<Options>();
     CLI::App* app = tokenizer.add_subcommand("encode", "Print the token ids of a text");
-    app->footer("Example: levin tokenizer encode --tokenizer data/books.model --text \"Once upon a time\"");
+    app->footer(
+        "Example: levin tokenizer encode --tokenizer runs/data/books.model --text \"Once upon a time\"");
     app->add_option("--tokenizer", options->tokenizer, "byte, a .model, a tokenizer.json, or a folder")
         ->required();
     CLI::Option* text = app->add_option("--text", options->text, "The text; default: standard input");
