@@ -220,7 +220,6 @@ Exchange::~Exchange() {
     for (cudaStream_t one : streams_)
         if (one) cudaStreamDestroy(one);
     cudaEventDestroy(event_);
-    for (cudaEvent_t event : spare_) cudaEventDestroy(event);
 }
 
 void Exchange::begin(cudaEvent_t ready, std::initializer_list<Queue> queues) {
@@ -303,18 +302,11 @@ void Exchange::all_gather(const Tensor& part, const Tensor& whole, cudaEvent_t r
     if (own != bytes_of(part)) copy(stream(Queue::gather_out), own, bytes_of(part), part.bytes());
 }
 
-uint64_t Exchange::swap(const Tensor& tensor) {
+uint64_t Exchange::swap(const Tensor& tensor, const std::shared_ptr<GpuEvent>& sent) {
     LEVIN_CUDA_CHECK(cudaSetDevice(device_));
     Schedule::Swap halves = schedule_.swap(tensor.bytes());
     run(halves.out, tensor, tensor);
-    cudaEvent_t sent = nullptr;
-    if (spare_.empty()) {
-        LEVIN_CUDA_CHECK(cudaEventCreateWithFlags(&sent, cudaEventDisableTiming));
-    } else {
-        sent = spare_.back();
-        spare_.pop_back();
-    }
-    LEVIN_CUDA_CHECK(cudaEventRecord(sent, stream(Queue::swap_out)));
+    sent->record(stream(Queue::swap_out));
     swaps_.push_back({std::move(halves.in), tensor, sent});
     return settled_ + swaps_.size();
 }
@@ -328,14 +320,11 @@ void Exchange::settle(uint64_t swap, cudaStream_t user) {
     const auto end = swaps_.begin() + static_cast<ptrdiff_t>(swap - settled_);
     const std::span<const Half> due(swaps_.begin(), end);
     // A sum takes the place of what is sent; the last was sent last.
-    LEVIN_CUDA_CHECK(cudaStreamWaitEvent(user, due.back().sent));
+    LEVIN_CUDA_CHECK(cudaStreamWaitEvent(user, due.back().sent->get()));
     run(due.back().steps, due.back().tensor, due.back().tensor, Step::Action::wait);
     for (const Half& half : due) run(half.steps, half.tensor, half.tensor, Step::Action::sum);
     run(due.back().steps, due.back().tensor, due.back().tensor, Step::Action::signal);
-    for (const Half& half : due) {
-        schedule_.settled(half.tensor.bytes());
-        spare_.push_back(half.sent);
-    }
+    for (const Half& half : due) schedule_.settled(half.tensor.bytes());
     settled_ = swap;
     swaps_.erase(swaps_.begin(), end);
 }

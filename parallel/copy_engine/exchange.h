@@ -15,6 +15,7 @@
 
 #include "parallel/communicator.h"
 #include "parallel/copy_engine/schedule.h"
+#include "parallel/gpu_event.h"
 
 namespace levin::copy_engine {
 
@@ -47,9 +48,9 @@ public:
 
     // all_reduce of two ranks as a swap: it needs no multiprocessor before settle() queues the sums, of this
     // swap and those begun before it, on the stream that needs one. A swap that is never settled stops the
-    // peer.
+    // peer. `sent` will be recorded when what goes out has left the tensor.
     bool can_swap(size_t bytes) const { return schedule_.can_swap(bytes); }
-    uint64_t swap(const Tensor& tensor);
+    uint64_t swap(const Tensor& tensor, const std::shared_ptr<GpuEvent>& sent);
     // Where swaps travel, one after another; let it wait until the tensor is ready.
     cudaStream_t swap_stream() const { return streams_[static_cast<size_t>(Queue::swap_out)]; }
     void settle(uint64_t swap, cudaStream_t stream);
@@ -61,7 +62,7 @@ private:
     struct Half {  // of a swap, still to be queued
         Steps steps;
         Tensor tensor;
-        cudaEvent_t sent;
+        std::shared_ptr<GpuEvent> sent;
     };
     Exchange(Communicator& ranks, int device, const Window& window);
     bool connect();
@@ -88,7 +89,6 @@ private:
     uint64_t settled_ = 0;  // swaps before those in swaps_
     // By own part (address, bytes): everybody's, by rank.
     std::map<std::pair<const void*, size_t>, std::vector<char*>> exposed_;
-    std::vector<cudaEvent_t> spare_;
     bool abandoned_ = false;
 };
 

@@ -1,12 +1,10 @@
 #include "parallel/nccl/nccl_communicator.h"
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <exception>
 #include <functional>
-#include <map>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -17,6 +15,7 @@
 #include "parallel/agreement.h"
 #include "parallel/communication_meter.h"
 #include "parallel/copy_engine/exchange.h"
+#include "parallel/gpu_event.h"
 #include "parallel/mpi/check.h"
 #include "parallel/nccl/library.h"
 #include "parallel/routed.h"
@@ -49,80 +48,6 @@ size_t count_of(const Tensor& tensor) {
 }
 
 ncclRedOp_t op_of(ReduceOp op) { return op == ReduceOp::sum ? ncclSum : ncclMax; }
-
-// CUDA events to be used again: a step of training takes a few hundred. One may be given back while streams
-// still wait for it: they wait for what was recorded when they were told to.
-class SpareEvents {
-public:
-    cudaEvent_t take(int device, bool timed) {
-        LEVIN_CUDA_CHECK(cudaSetDevice(device));
-        const std::lock_guard lock(mutex_);
-        std::vector<cudaEvent_t>& spare = spare_[{device, timed}];
-        cudaEvent_t event = nullptr;
-        if (spare.empty()) {
-            LEVIN_CUDA_CHECK(
-                cudaEventCreateWithFlags(&event, timed ? cudaEventDefault : cudaEventDisableTiming));
-        } else {
-            event = spare.back();
-            spare.pop_back();
-        }
-        return event;
-    }
-    void give_back(int device, bool timed, cudaEvent_t event) {
-        const std::lock_guard lock(mutex_);
-        spare_[{device, timed}].push_back(event);
-    }
-
-private:
-    std::mutex mutex_;  // the watchdog's thread forgets operations too
-    std::map<std::pair<int, bool>, std::vector<cudaEvent_t>> spare_;
-};
-// Lives until the process ends: the watchdog's thread may outlive static destructors.
-SpareEvents& spare_events() {
-    static auto* all = new SpareEvents;
-    return *all;
-}
-
-// A point in a stream: the end of a launch, which is that of several works when they went out as a group.
-class Event {
-public:
-    // `timed`: it knows when it happened.
-    Event(int device, bool timed)
-        : device_(device), timed_(timed), event_(spare_events().take(device, timed)) {}
-    ~Event() { spare_events().give_back(device_, timed_, event_); }
-    Event(const Event&) = delete;
-    Event& operator=(const Event&) = delete;
-
-    void record(cudaStream_t stream) {
-        LEVIN_CUDA_CHECK(cudaEventRecord(event_, stream));
-        recorded_ = true;
-    }
-    bool recorded() const { return recorded_; }
-    bool timed() const { return timed_; }
-    // Also from the watchdog's thread, which has no device of its own.
-    bool ended() const {
-        LEVIN_CUDA_CHECK(cudaSetDevice(device_));
-        const cudaError_t state = cudaEventQuery(event_);
-        if (state == cudaErrorNotReady) return false;
-        LEVIN_CUDA_CHECK(state);
-        return true;
-    }
-    cudaEvent_t get() const { return event_; }
-
-private:
-    int device_;
-    bool timed_;
-    cudaEvent_t event_;
-    std::atomic<bool> recorded_{false};
-};
-
-// From one timed event to another one, 0 where the second came first; nullopt until both have happened.
-std::optional<double> ms_between(const Event& first, const Event& second) {
-    if (!first.ended() || !second.recorded() || !second.ended()) return std::nullopt;
-    float ms = 0;
-    LEVIN_CUDA_CHECK(cudaEventElapsedTime(&ms, first.get(), second.get()));
-    return std::max(0.0, static_cast<double>(ms));
-}
 
 // The NCCL communicator itself, shared by the works it started.
 struct Link {
@@ -161,7 +86,7 @@ public:
     // `settle` queues what is left of the operation on the stream that needs its result; empty: nothing is.
     // Such a work ends by wait() alone: when ranks settle decides how they carry the next one, so all do it
     // alike.
-    NcclWork(std::shared_ptr<Link> link, std::shared_ptr<Event> done, std::vector<Tensor> tensors,
+    NcclWork(std::shared_ptr<Link> link, std::shared_ptr<GpuEvent> done, std::vector<Tensor> tensors,
              std::function<void(cudaStream_t)> settle = {})
         : link_(std::move(link)),
           done_(std::move(done)),
@@ -196,7 +121,7 @@ private:
         const cudaStream_t handle = kernels::cuda::use(stream);
         CommunicationMeter* meter = CommunicationMeter::current();
         if (meter && done_->timed()) {
-            const auto reached = std::make_shared<Event>(link_->device, true);
+            const auto reached = std::make_shared<GpuEvent>(link_->device, true);
             reached->record(handle);
             meter->add_later(link_->name, [reached, done = done_]() -> std::optional<CommunicationTime> {
                 const std::optional<double> ms = ms_between(*reached, *done);
@@ -213,7 +138,7 @@ private:
     }
 
     std::shared_ptr<Link> link_;
-    std::shared_ptr<Event> done_;
+    std::shared_ptr<GpuEvent> done_;
     std::vector<Tensor> tensors_;
     std::function<void(cudaStream_t)> settle_;
 };
@@ -267,7 +192,7 @@ public:
         group_began_ = group_swapped_ = false;
     }
     void close_group() override {
-        const std::shared_ptr<Event> done = std::move(group_);
+        const std::shared_ptr<GpuEvent> done = std::move(group_);
         group_.reset();
         LEVIN_CUDA_CHECK(cudaSetDevice(link_->device));
         LEVIN_NCCL(ncclGroupEnd);
@@ -382,14 +307,13 @@ private:
     // An all_reduce of two ranks whose sum is formed when it is waited for.
     Pending swap(const Tensor& tensor) {
         group_swapped_ = true;
-        const std::shared_ptr<Event> done = new_end();
+        const std::shared_ptr<GpuEvent> done = new_end();
         announce("all_reduce", {tensor}, done);
         const cudaStream_t stream = exchange_->swap_stream();
         LEVIN_CUDA_CHECK(cudaStreamWaitEvent(stream, ready_));
-        const std::shared_ptr<Event> sent = new_end();
+        const std::shared_ptr<GpuEvent> sent = new_end();
         note_start(sent, stream);
-        const uint64_t number = exchange_->swap(tensor);
-        sent->record(stream);
+        const uint64_t number = exchange_->swap(tensor, sent);
         return std::make_shared<NcclWork>(
             link_, done, std::vector<Tensor>{tensor},
             [exchange = exchange_, number](cudaStream_t user) { exchange->settle(number, user); });
@@ -397,7 +321,7 @@ private:
 
     // Checks a call, tells the watchdog, and lets what follows begin when the tensors are ready.
     void announce(const std::string& call, const std::vector<Tensor>& tensors,
-                  const std::shared_ptr<Event>& done) {
+                  const std::shared_ptr<GpuEvent>& done) {
         for (const Tensor& tensor : tensors)
             LEVIN_CHECK(tensor.device() == (Device{DeviceType::cuda, link_->device}), name(),
                         "this rank communicates from cuda:{}, the tensor is on {}", link_->device,
@@ -416,7 +340,7 @@ private:
 
     template <class Body>
     Pending launch(const std::string& call, std::vector<Tensor> tensors, const Body& body) {
-        const std::shared_ptr<Event> done = group_ ? group_ : new_end();
+        const std::shared_ptr<GpuEvent> done = group_ ? group_ : new_end();
         announce(call, tensors, done);
         if (!group_ || !group_began_) note_start(done, link_->stream);
         group_began_ = true;
@@ -433,15 +357,15 @@ private:
         if (exchange_) exchange_->join(link_->stream);
     }
 
-    std::shared_ptr<Event> new_end() const {
-        return std::make_shared<Event>(link_->device, CommunicationMeter::current() != nullptr);
+    std::shared_ptr<GpuEvent> new_end() const {
+        return std::make_shared<GpuEvent>(link_->device, CommunicationMeter::current() != nullptr);
     }
 
     // What `done` will end comes next on the stream.
-    void note_start(const std::shared_ptr<Event>& done, cudaStream_t stream) {
+    void note_start(const std::shared_ptr<GpuEvent>& done, cudaStream_t stream) {
         CommunicationMeter* meter = CommunicationMeter::current();
         if (!meter || !done->timed()) return;
-        const auto start = std::make_shared<Event>(link_->device, true);
+        const auto start = std::make_shared<GpuEvent>(link_->device, true);
         start->record(stream);
         meter->add_later(link_->name, [start, done]() -> std::optional<CommunicationTime> {
             const std::optional<double> ms = ms_between(*start, *done);
@@ -453,7 +377,7 @@ private:
     std::shared_ptr<Link> link_;
     std::shared_ptr<copy_engine::Exchange> exchange_;  // null: NCCL carries everything
     cudaEvent_t ready_ = nullptr;
-    std::shared_ptr<Event> group_;  // end of the open group
+    std::shared_ptr<GpuEvent> group_;  // end of the open group
     bool group_began_ = false, group_swapped_ = false;
     int64_t calls_ = 0;
     int errors_at_creation_;
