@@ -40,6 +40,16 @@ TEST(Bench, StepCountsItsProductsAndItsMemory) {
     ASSERT_EQ(step.size(), 1u) << outcome.output;
     EXPECT_GT(step[0]["products_ms"].get<double>(), 0);
     EXPECT_EQ(step[0]["micro_batches"], 3);
+    // What it is the middle of, and between what: an entry each.
+    const auto spreads = with(rows, "quantity");
+    ASSERT_EQ(spreads.size(), 4u) << outcome.output;
+    for (const auto& spread : spreads) {
+        const std::string name = spread["quantity"];
+        const double median = spread["median"];
+        EXPECT_LE(spread["lower_quartile"].get<double>(), median) << name;
+        EXPECT_GE(spread["upper_quartile"].get<double>(), median) << name;
+        EXPECT_NEAR(median, step[0][name].get<double>(), 1e-3 * (1 + median)) << name;
+    }
 
     // 4 layers of 4 linears with 3 products each and the head's 3, for each of 3 micro-batches; the sums of
     // all but the first micro-batch are added.

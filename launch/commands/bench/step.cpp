@@ -1,8 +1,9 @@
 // A whole training update (forward and backward of one or several micro-batches, clipping, AdamW) of a
-// configuration on random tokens, beside the time its matrix products alone would take.
+// configuration on random tokens, by turns with its matrix products alone.
 #include <fmt/format.h>
 
 #include <chrono>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -10,7 +11,9 @@
 #include "core/random.h"
 #include "kernels/device_memory.h"
 #include "launch/commands/bench/bench.h"
+#include "launch/commands/bench/step_products.h"
 #include "launch/commands/bench/step_profile.h"
+#include "launch/commands/bench/turns.h"
 #include "launch/commands/options.h"
 #include "trainer/config.h"
 #include "trainer/optimizer.h"
@@ -56,12 +59,6 @@ void print_memory(const Device& device, bool json, const std::function<void()>& 
                    fmt::format("{:.3f}", static_cast<double>(bytes) / static_cast<double>(peak))});
     table.add({"peak", "all", "", "", gib(peak), "1.000"});
     table.print(json);
-}
-
-double median(std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2),
-                     values.end());
-    return values[values.size() / 2];
 }
 
 // Model, optimizer and random micro-batches of a configuration.
@@ -114,44 +111,54 @@ public:
     }
 
     struct Times {
-        double forward_backward_ms, optimizer_ms, update_ms, host_ms;
+        Spread forward_backward_ms, optimizer_ms, update_ms, products_ms, share;
+        double host_ms = 0;
     };
-    // Medians over updates that follow each other without a pause, as in training.
-    Times measure(int repeats) {
-        std::vector<std::unique_ptr<kernels::StreamEvent>> events;
+    // The update and, where given, its products alone, by turns.
+    Times measure(int turns, const StepProducts* products) {
         const Stream stream = micro_batches_[0].ids.stream();
-        const auto mark = [&] {
-            events.push_back(std::make_unique<kernels::StreamEvent>(device_));
-            events.back()->record(stream);
-        };
-        mark();
-        for (int i = 0; i < repeats; ++i) {
+        std::vector<Load> loads{[this](const auto& mark) {
             forward_backward();
             mark();
             optimizer_.step(1e-4);
             mark();
-        }
-        std::vector<double> passes, steps, updates;
-        for (size_t i = 0; i + 2 < events.size(); i += 2) {
-            passes.push_back(events[i + 1]->ms_since(*events[i]));
-            steps.push_back(events[i + 2]->ms_since(*events[i + 1]));
-            updates.push_back(events[i + 2]->ms_since(*events[i]));
-        }
-        // What the host needs to queue an update when nothing is queued before it. On a CPU, where a kernel
-        // has ended when it was called, that is the update.
+        }};
+        if (products)
+            loads.push_back([products](const auto& mark) {
+                products->run();
+                mark();
+            });
+        const std::vector<LoadTimes> measured = by_turns(stream, loads, turns);
+        const LoadTimes& updates = measured[0];
+        Times times;
+        times.forward_backward_ms = spread_of(updates.parts[0]);
+        times.optimizer_ms = spread_of(updates.parts[1]);
+        times.update_ms = spread_of(updates.runs);
+        times.host_ms = device_.is_cpu() ? times.update_ms.median : host_ms(stream);
+        if (!products) return times;
+        times.products_ms = spread_of(measured[1].runs);
+        std::vector<double> shares;  // neighbours in time, as a device warms up
+        for (size_t turn = 0; turn < updates.turns.size(); ++turn)
+            shares.push_back(measured[1].turns[turn] / updates.turns[turn]);
+        times.share = spread_of(shares);
+        return times;
+    }
+
+private:
+    // What the host needs to queue an update when nothing is queued before it. (On a CPU, where a kernel has
+    // ended when it was called, that is the update.)
+    double host_ms(const Stream& stream) {
         std::vector<double> queued;
-        for (int i = 0; i < (device_.is_cpu() ? 0 : 3); ++i) {
+        for (int i = 0; i < 3; ++i) {
             kernels::synchronize(stream);
             const auto start = std::chrono::steady_clock::now();
             update();
             queued.push_back(
                 std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count());
         }
-        return {median(passes), median(steps), median(updates),
-                device_.is_cpu() ? median(updates) : median(queued)};
+        return spread_of(queued).median;
     }
 
-private:
     static std::unique_ptr<LanguageModel> initialized(const Config& config, DType dtype,
                                                       const Device& device) {
         auto model = std::make_unique<LanguageModel>(config.model, dtype, device);
@@ -186,66 +193,89 @@ void run(const Options& options) {
     const bool json = options.common.json;
     const Config config = load_config(options.config, options.overrides);
     const DevicePeak peak = device_peak(device, dtype);
-    auto bench = std::make_unique<Bench>(config, dtype, device, options.accumulate);
+    Bench bench(config, dtype, device, options.accumulate);
 
     struct Row {
         bool graph;
         Bench::Times times;
         size_t peak_memory;
     };
+    const int64_t length = config.trainer.sequence_length, micro_tokens = bench.tokens();
     std::vector<Row> rows;
+    std::optional<StepProducts> products;
+    size_t beside = 0;  // bytes of their operands
     for (const bool graph : ways(options, config, device, peak)) {
-        bench->set_graph(graph);
-        bench->warm_up();
+        if (!options.no_bound && !products) {
+            bench.warm_up();
+            StepObserver observer(device, false);
+            bench.update();
+            const size_t before = memory_statistics(device).live_total;
+            products.emplace(device, observer.products(), config.model.vocab_size, micro_tokens,
+                             options.accumulate);
+            beside = memory_statistics(device).live_total - before;
+            products->run();  // chooses algorithms
+        }
+        bench.set_graph(graph);
+        bench.warm_up();
         reset_peak_memory(device);
-        const Bench::Times times = bench->measure(options.repeats);
-        rows.push_back({graph, times, memory_statistics(device).peak_total});
+        bench.update();
+        const size_t peak_memory = memory_statistics(device).peak_total - beside;
+        rows.push_back({graph, bench.measure(options.repeats, products ? &*products : nullptr), peak_memory});
     }
-    bench->set_graph(false);  // what follows looks at single kernels
-    std::vector<kernels::Gemm> products;
-    {
-        StepObserver observer(device, options.profile);
-        bench->update();
-        products = observer.products();
-        if (options.profile) observer.print(json, rows.back().times.update_ms);
+    bench.set_graph(false);  // what follows looks at single kernels
+    if (options.profile) {
+        StepObserver observer(device, true);
+        bench.update();
+        observer.print(json, rows.back().times.update_ms.median);
+        if (products) products->table().print(json);
     }
-    if (options.memory) print_memory(device, json, [&] { bench->update(); });
+    const double flops = products ? products->flops() : 0;
+    products.reset();
+    if (options.memory) print_memory(device, json, [&] { bench.update(); });
 
-    const int64_t length = config.trainer.sequence_length, micro_tokens = bench->tokens();
-    const double tokens = static_cast<double>(micro_tokens * options.accumulate);
-    bench.reset();
-    release_cached_memory(device);
-    ProductBound bound;
-    if (!options.no_bound) {
-        bound = product_bound(device, products, config.model.vocab_size, micro_tokens, options.accumulate);
-        if (options.profile) bound.table.print(json);
-    }
-    const auto or_none = [&](const char* format, double value) {
-        return options.no_bound ? std::string("-") : fmt::format(fmt::runtime(format), value);
-    };
+    Table spreads({"quantity", "graph", "lower_quartile", "median", "upper_quartile"});
     Table table({"parameters", "batch", "length", "micro_batches", "graph", "host_ms", "forward_backward_ms",
                  "optimizer_ms", "step_ms", "tokens_per_second", "products_ms", "share_of_products", "gflops",
                  "share_of_peak", "products_share_of_peak", "peak_gflops", "memory_gib"});
+    const auto or_none = [&](const char* format, double value) {
+        return options.no_bound ? std::string("-") : fmt::format(fmt::runtime(format), value);
+    };
+    const double tokens = static_cast<double>(micro_tokens * options.accumulate);
     for (const auto& [graph, times, peak_memory] : rows) {
-        const double rate = tokens / times.update_ms * 1e3 * config.model.flops_per_token(length);
+        const std::string way = graph ? "yes" : "no";
+        const auto add_spread = [&](const char* name, const Spread& spread, const char* format) {
+            const auto cell = [&](double value) { return fmt::format(fmt::runtime(format), value); };
+            spreads.add({name, way, cell(spread.lower), cell(spread.median), cell(spread.upper)});
+        };
+        add_spread("step_ms", times.update_ms, "{:.2f}");
+        add_spread("optimizer_ms", times.optimizer_ms, "{:.2f}");
+        if (!options.no_bound) {
+            add_spread("products_ms", times.products_ms, "{:.2f}");
+            add_spread("share_of_products", times.share, "{:.4f}");
+        }
+        const double step_ms = times.update_ms.median;
+        const double rate = tokens / step_ms * 1e3 * config.model.flops_per_token(length);
         table.add({fmt::to_string(config.model.parameter_count()), fmt::to_string(config.trainer.micro_batch),
-                   fmt::to_string(length), fmt::to_string(options.accumulate), graph ? "yes" : "no",
-                   fmt::format("{:.2f}", times.host_ms), fmt::format("{:.2f}", times.forward_backward_ms),
-                   fmt::format("{:.2f}", times.optimizer_ms), fmt::format("{:.2f}", times.update_ms),
-                   fmt::format("{:.0f}", tokens / times.update_ms * 1e3), or_none("{:.2f}", bound.ms),
-                   or_none("{:.3f}", bound.ms / times.update_ms), fmt::format("{:.1f}", rate / 1e9),
+                   fmt::to_string(length), fmt::to_string(options.accumulate), way,
+                   fmt::format("{:.2f}", times.host_ms),
+                   fmt::format("{:.2f}", times.forward_backward_ms.median),
+                   fmt::format("{:.2f}", times.optimizer_ms.median), fmt::format("{:.2f}", step_ms),
+                   fmt::format("{:.0f}", tokens / step_ms * 1e3), or_none("{:.2f}", times.products_ms.median),
+                   or_none("{:.3f}", times.share.median), fmt::format("{:.1f}", rate / 1e9),
                    fmt::format("{:.3f}", rate / peak.flops_per_second),
-                   or_none("{:.3f}", bound.flops / times.update_ms * 1e3 / peak.flops_per_second),
+                   or_none("{:.3f}", flops / step_ms * 1e3 / peak.flops_per_second),
                    fmt::format("{:.1f}", peak.flops_per_second / 1e9),
                    fmt::format("{:.3f}", static_cast<double>(peak_memory) / (1 << 30))});
     }
+    spreads.print(json);
     table.print(json);
     if (!json)
         fmt::print(
             "host_ms: until the host has queued an update; graph: passes launched as a whole "
             "(trainer.step_graph)\n"
-            "products_ms: every matrix product of the update at its shape, measured alone in this process; "
-            "share_of_products: how much of the step that is\npeak: {}\n",
+            "products_ms: every matrix product of the update at its shape, alone, over and over, by turns "
+            "with "
+            "the step; share_of_products: how much of the step that is, in the middle turn\npeak: {}\n",
             peak.source);
 }
 
@@ -258,7 +288,11 @@ void add_step(CLI::App& bench) {
     add_common(*command, options->common);
     command->add_option("CONFIG", options->config, "YAML file")->required();
     command->add_option("key=value", options->overrides, "Settings that replace those of the file");
-    command->add_option("--repeats", options->repeats)->capture_default_str()->check(CLI::PositiveNumber);
+    command
+        ->add_option("--repeats", options->repeats,
+                     "Turns of the step and of its products: a second each on a GPU")
+        ->capture_default_str()
+        ->check(CLI::PositiveNumber);
     command->add_option("--accumulate", options->accumulate, "Micro-batches of an update")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);

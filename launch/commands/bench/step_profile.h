@@ -1,5 +1,4 @@
-// What a training step is made of: its matrix products and what they alone would take, and the time of every
-// kernel family.
+// What a training step is made of: its matrix products, and the time of every kernel family.
 #pragma once
 
 #include <map>
@@ -37,16 +36,5 @@ private:
     std::vector<kernels::Gemm> products_;
     std::vector<Call> calls_;
 };
-
-// The time the products of an update take alone on this machine, each at its shape, one after another and for
-// seconds on end in this process: a GPU that has rested runs faster than one that trains. The chunks of the
-// head's products (one side is `vocab`) count as whole products over the `tokens` of a micro-batch, of which
-// there are `micro_batches`.
-struct ProductBound {
-    double ms = 0, flops = 0;
-    Table table{{"product", "count", "ms_each", "ms", "tflops"}};
-};
-ProductBound product_bound(const Device& device, const std::vector<kernels::Gemm>& products, int64_t vocab,
-                           int64_t tokens, int64_t micro_batches);
 
 }  // namespace levin::bench
