@@ -10,8 +10,26 @@ namespace levin::kernels {
 
 // `run` has embedding(EmbeddingForward), norm(SrmsNormForward), gated_norm(GatedSrmsNormForward), gemm(Gemm)
 // and glu(GluForward).
+
+// The first product of a step with its embedding made apart, in `to` [batch, width]: what is left to do.
 template <class Run>
-void decode_linear_in_steps(const DecodeLinear& args, const Run& run) {
+DecodeLinear embedded(DecodeLinear args, void* to, const Run& run) {
+    run.embedding(EmbeddingForward{.tokens = args.batch,
+                                   .vocab = std::numeric_limits<int64_t>::max(),  // ids are of the table
+                                   .width = args.width,
+                                   .dtype = args.dtype,
+                                   .scale = args.scale,
+                                   .ids = args.ids,
+                                   .table = args.x,
+                                   .y = to});
+    args.x = to;
+    args.h = nullptr;
+    args.ids = nullptr;
+    return args;
+}
+
+template <class Run>
+void decode_linear_in_steps(DecodeLinear args, const Run& run) {
     char* memory = static_cast<char*>(args.workspace);
     const auto take = [&](int64_t bytes) {
         char* taken = memory;
@@ -20,26 +38,13 @@ void decode_linear_in_steps(const DecodeLinear& args, const Run& run) {
     };
     const auto element = static_cast<int64_t>(size_of(args.dtype));
     void* rstd = take(args.batch * 8);
+    if (args.ids) args = embedded(args, args.h ? args.h : take(args.batch * args.width * element), run);
     const void* input = args.x;
-    void* h = args.h;
-    if (args.ids) {
-        void* embedded = h ? h : take(args.batch * args.width * element);
-        run.embedding(EmbeddingForward{.tokens = args.batch,
-                                       .vocab = std::numeric_limits<int64_t>::max(),  // ids are of the table
-                                       .width = args.width,
-                                       .dtype = args.dtype,
-                                       .scale = args.scale,
-                                       .ids = args.ids,
-                                       .table = args.x,
-                                       .y = embedded});
-        input = embedded;
-        h = nullptr;  // is there
-    }
     if (args.input != DecodeLinear::Input::plain) {
         void* normed = take(args.batch * args.width * element);
         if (args.input == DecodeLinear::Input::norm)
             run.norm(SrmsNormForward{args.batch, args.width, args.eps, args.dtype, input, args.width,
-                                     args.branch, h, normed, rstd});
+                                     args.branch, args.h, normed, rstd});
         else
             run.gated_norm(GatedSrmsNormForward{args.batch, args.width, args.eps, args.dtype, args.gate,
                                                 args.x, args.u, args.u_stride, normed, rstd});

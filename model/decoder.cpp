@@ -128,7 +128,7 @@ void Decoder::queue_step() {
 
     // A residual sum by the product itself costs least where the norm is a kernel of its own; where it is
     // part of the next product, the sum is too.
-    const bool add = batch_ > 2;
+    const bool add = batch_ > 1;
     // The residual stream: at first the tokens' embeddings, then h_[current], to which a branch may have to
     // be added.
     int current = 0;

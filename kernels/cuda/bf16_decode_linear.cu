@@ -1,4 +1,4 @@
-// Products of one or two rows: a warp owns whole outputs and walks along their weights. Norms, gates, sums,
+// Products of one row: a warp owns whole outputs and walks along their weights. Norms, gates, sums,
 // the embedding and the gated product happen inside.
 #include <cuda_pipeline_primitives.h>
 
@@ -21,7 +21,6 @@ struct LinearArgs {
     const Bf16 *x, *other, *weight;  // other: what is added to x, or its gate
     const int32_t* ids;
     Bf16 *h, *y;
-    int64_t other_stride;
     int width, outputs;
     DecodeLinear::Input input;
     bool glu, gate_is_sigmoid;
@@ -66,105 +65,89 @@ struct Cursor {
     }
 };
 
-// Has the input's rows copied to shared memory, [B][width], and what they meet beside them. Copies are
+// Has the input copied to shared memory, and what it meets beside it. Copies are
 // waited for in their order, not with the weights behind them (see multiply_rows).
-template <int B>
 __device__ inline void ask_for_input(const LinearArgs& args, Bf16* input, Bf16* other) {
-    for (int b = 0; b < B; ++b) {
-        const Bf16* x = args.x + (args.ids ? args.ids[b] : b) * int64_t{args.width};
-        for (int c = threadIdx.x * kLane; c < args.width; c += kLinearThreads * kLane) {
-            __pipeline_memcpy_async(input + b * args.width + c, x + c, 16);
-            if (args.other)
-                __pipeline_memcpy_async(other + b * args.width + c, args.other + b * args.other_stride + c,
-                                        16);
-        }
+    const Bf16* x = args.x + (args.ids ? args.ids[0] * int64_t{args.width} : 0);
+    for (int c = threadIdx.x * kLane; c < args.width; c += kLinearThreads * kLane) {
+        __pipeline_memcpy_async(input + c, x + c, 16);
+        if (args.other) __pipeline_memcpy_async(other + c, args.other + c, 16);
     }
     __pipeline_commit();
 }
 
 // Makes the input of what a thread has asked for and got. Ends with a barrier.
-template <int B>
 __device__ inline void prepare_input(const LinearArgs& args, Bf16* input, const Bf16* other) {
-    __shared__ float partial[B][kWarps];
+    __shared__ float partial[kWarps];
     const bool normed = args.input != DecodeLinear::Input::plain;
-    const auto each = [&](int b, auto&& body) {
+    const auto each = [&](auto&& body) {
         for (int c = threadIdx.x * kLane; c < args.width; c += kLinearThreads * kLane)
-            body(c, input + b * args.width + c, other + b * args.width + c);
+            body(c, input + c, other + c);
     };
     const auto rounded = [](float a) { return to_acc(from_acc<Bf16>(a)); };
     if (normed) {
+        float squares = 0;
+        each([&](int c, Bf16* x, const Bf16* y) {
+            auto value = load<kLane>(x);
+            if (args.ids)
 #pragma unroll
-        for (int b = 0; b < B; ++b) {
-            float squares = 0;
-            each(b, [&](int c, Bf16* x, const Bf16* y) {
-                auto value = load<kLane>(x);
-                if (args.ids)
+                for (int i = 0; i < kLane; ++i) value[i] = rounded(value[i] * args.scale);
+            if (args.other && args.input == DecodeLinear::Input::norm) {
+                const auto branch = load<kLane>(y);
 #pragma unroll
-                    for (int i = 0; i < kLane; ++i) value[i] = rounded(value[i] * args.scale);
-                if (args.other && args.input == DecodeLinear::Input::norm) {
-                    const auto branch = load<kLane>(y);
+                for (int i = 0; i < kLane; ++i) value[i] = rounded(value[i] + branch[i]);
+            }
 #pragma unroll
-                    for (int i = 0; i < kLane; ++i) value[i] = rounded(value[i] + branch[i]);
-                }
-#pragma unroll
-                for (int i = 0; i < kLane; ++i) squares += value[i] * value[i];
-                if (args.input == DecodeLinear::Input::norm) store<kLane>(x, value);
-                if (args.h && blockIdx.x == 0) store<kLane>(args.h + b * args.width + c, value);
-            });
-            squares = warp_sum(squares);
-            if (threadIdx.x % 32 == 0) partial[b][threadIdx.x / 32] = squares;
-        }
+            for (int i = 0; i < kLane; ++i) squares += value[i] * value[i];
+            if (args.input == DecodeLinear::Input::norm) store<kLane>(x, value);
+            if (args.h && blockIdx.x == 0) store<kLane>(args.h + c, value);
+        });
+        squares = warp_sum(squares);
+        if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = squares;
         __syncthreads();
+        squares = 0;
 #pragma unroll
-        for (int b = 0; b < B; ++b) {
-            float squares = 0;
+        for (int w = 0; w < kWarps; ++w) squares += partial[w];
+        const float r = 1.0f / sqrtf(squares / static_cast<float>(args.width) + args.eps);
+        each([&](int, Bf16* x, const Bf16* y) {
+            auto value = load<kLane>(x);
 #pragma unroll
-            for (int w = 0; w < kWarps; ++w) squares += partial[b][w];
-            const float r = 1.0f / sqrtf(squares / static_cast<float>(args.width) + args.eps);
-            each(b, [&](int, Bf16* x, const Bf16* y) {
-                auto value = load<kLane>(x);
+            for (int i = 0; i < kLane; ++i) value[i] *= r;
+            if (args.input == DecodeLinear::Input::gated_norm) {
+                const auto gate = load<kLane>(y);
+                if (args.gate_is_sigmoid)
 #pragma unroll
-                for (int i = 0; i < kLane; ++i) value[i] *= r;
-                if (args.input == DecodeLinear::Input::gated_norm) {
-                    const auto gate = load<kLane>(y);
-                    if (args.gate_is_sigmoid)
+                    for (int i = 0; i < kLane; ++i) value[i] *= sigmoid_of(gate[i]);
+                else
 #pragma unroll
-                        for (int i = 0; i < kLane; ++i) value[i] *= sigmoid_of(gate[i]);
-                    else
-#pragma unroll
-                        for (int i = 0; i < kLane; ++i) value[i] *= gate[i];
-                }
-                store<kLane>(x, value);
-            });
-        }
+                    for (int i = 0; i < kLane; ++i) value[i] *= gate[i];
+            }
+            store<kLane>(x, value);
+        });
     }
     __syncthreads();
 }
 
-template <int B>
-__device__ inline void multiply(const LinearArgs& args, const Bf16* input, const uint4& weights, int column,
-                                float (&sum)[B]) {
-    float w[kLane], x[kLane];
+// Of eight elements.
+__device__ inline float product(const uint4& weights, const Bf16* input) {
+    float w[kLane], x[kLane], sum = 0;
     unpack(weights, w);
+    unpack(*reinterpret_cast<const uint4*>(input), x);
 #pragma unroll
-    for (int b = 0; b < B; ++b) {
-        unpack(*reinterpret_cast<const uint4*>(input + b * args.width + column), x);
-#pragma unroll
-        for (int j = 0; j < kLane; ++j) sum[b] += w[j] * x[j];
-    }
+    for (int j = 0; j < kLane; ++j) sum += w[j] * x[j];
+    return sum;
 }
 
-// Calls done(row, b, sum) with the product of the input of sequence b and a row of the block, in lane 0 of
-// one warp. Waits for the kernels in front. input: shared memory for the input and what it meets. ring: for
-// weights on their way, of each lane its own part. They come by asynchronous copies: loads to registers share
-// a counter (ptxas gives them one), so that who waits for the input would wait for the weights asked for
-// behind it too.
-template <int B, class Done>
+// Calls done(row, sum) with the product of the input and a row of the block, in lane 0 of one warp. Waits for
+// the kernels in front. input: shared memory for the input and what it meets. ring: for weights on their way,
+// of each lane its own part. They come by asynchronous copies: loads to registers share a counter (ptxas
+// gives them one), so that who waits for the input would wait for the weights asked for behind it too.
+template <class Done>
 __device__ inline void multiply_rows(const LinearArgs& args, Bf16* input, uint4* ring, const BlockRows& rows,
                                      const Done& done) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int steps = (args.width + kStep - 1) / kStep;
-    Bf16* other = input + B * args.width;
+    Bf16* other = input + args.width;
     ring += warp * kRing * kGroup * 32 + lane;
     Cursor at{warp, 0}, ahead = at;
     int slot = 0, to = 0;
@@ -188,60 +171,55 @@ __device__ inline void multiply_rows(const LinearArgs& args, Bf16* input, uint4*
     wait_for_previous_kernels();
     // The memory must not stand still while the input is made: the next weights are asked for right behind
     // it.
-    ask_for_input<B>(args, input, other);
+    ask_for_input(args, input, other);
 #pragma unroll
     for (int i = 1; i < kRing; ++i) ask();
     __pipeline_wait_prior(kRing - 1);
-    prepare_input<B>(args, input, other);
+    prepare_input(args, input, other);
 
-    float sum[B] = {};
+    float sum = 0;
     while (at.row < rows.count) {
         __pipeline_wait_prior(kRing - 1);
 #pragma unroll
         for (int i = 0; i < kGroup; ++i) {
             const int column = (at.step + i) * kStep + lane * kLane;
-            if (column < args.width) multiply<B>(args, input, ring[(slot * kGroup + i) * 32], column, sum);
+            if (column < args.width) sum += product(ring[(slot * kGroup + i) * 32], input + column);
         }
         const int row = at.row;
         at.advance(steps);
         ask();
-        if (at.row != row)
-#pragma unroll
-            for (int b = 0; b < B; ++b) {
-                const float whole = warp_sum(sum[b]);
-                sum[b] = 0;
-                if (lane == 0) done(row, b, whole);
-            }
+        if (at.row != row) {
+            const float whole = warp_sum(sum);
+            sum = 0;
+            if (lane == 0) done(row, whole);
+        }
         slot = slot + 1 == kRing ? 0 : slot + 1;
     }
     __pipeline_wait_prior(0);
 }
 
-// Shared memory: the input [B][width] and what it meets, the ring, with GLU the sums [B][rows]. `gate`: GLU's
+// Shared memory: the input and what it meets, the ring, with GLU the sums of the rows. `gate`: GLU's
 // activation as a type, as the code of all of them has a stack and tables, which cost 0.2 us a launch.
-template <int B, class Gate>
+template <class Gate>
 __global__ void __launch_bounds__(kLinearThreads, 2)
     linear_kernel(const __grid_constant__ LinearArgs args, const Gate gate) {
     extern __shared__ uint4 shared[];
     Bf16* input = reinterpret_cast<Bf16*>(shared);
-    uint4* ring = shared + B * (args.other ? 2 : 1) * args.width / kLane;
+    uint4* ring = shared + (args.other ? 2 : 1) * args.width / kLane;
     float* sums = reinterpret_cast<float*>(ring + kWarps * kRing * kGroup * 32);
     const BlockRows rows(args);
-    multiply_rows<B>(args, input, ring, rows, [&](int row, int b, float sum) {
+    multiply_rows(args, input, ring, rows, [&](int row, float sum) {
         if (args.glu)
-            sums[b * rows.count + row] = sum;
+            sums[row] = sum;
         else
-            args.y[int64_t{b} * args.outputs + rows.first + row] = from_acc<Bf16>(sum);
+            args.y[rows.first + row] = from_acc<Bf16>(sum);
     });
     if (!args.glu) return;
     __syncthreads();
-    const int outputs = rows.count / 2;
-    for (int i = threadIdx.x; i < B * outputs; i += kLinearThreads) {
-        const int b = i / outputs, output = i % outputs;
-        const float* sum_of = sums + b * rows.count;
+    for (int output = threadIdx.x; output < rows.count / 2; output += kLinearThreads) {
         // As in the separate kernels, the factors are rounded before they meet.
-        const auto rounded = [&](int row) { return to_acc(from_acc<Bf16>(sum_of[row])); };
-        args.y[int64_t{b} * args.outputs + rows.first + output] =
+        const auto rounded = [&](int row) { return to_acc(from_acc<Bf16>(sums[row])); };
+        args.y[rows.first + output] =
             from_acc<Bf16>(gate.value(rounded(2 * output)) * rounded(2 * output + 1));
     }
 }
@@ -251,13 +229,22 @@ constexpr size_t kSharedForInput = 48 << 10;  // without what it meets
 size_t shared_bytes(int device, const DecodeLinear& args) {
     const bool meets = args.input != DecodeLinear::Input::plain;
     const int64_t rows = args.glu ? 2 * ceil_div(args.outputs, multiprocessors(device)) : 0;
-    return static_cast<size_t>(args.batch * args.width) * sizeof(Bf16) * (meets ? 2 : 1) +
-           sizeof(uint4) * kWarps * kRing * kGroup * 32 +
-           static_cast<size_t>(args.batch * rows) * sizeof(float);
+    return static_cast<size_t>(args.width) * sizeof(Bf16) * (meets ? 2 : 1) +
+           sizeof(uint4) * kWarps * kRing * kGroup * 32 + static_cast<size_t>(rows) * sizeof(float);
 }
 
-template <int B>
-void launch(const Stream& stream, const DecodeLinear& args) {
+}  // namespace
+
+bool bf16_decode_linear_fits(const Stream& stream, const DecodeLinear& args) {
+    const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+    return args.dtype == DType::bf16 && args.batch == 1 && args.width % kLane == 0 &&
+           args.outputs < (1 << 20) && !args.add &&
+           static_cast<size_t>(args.width) * sizeof(Bf16) <= kSharedForInput && aligned(args.x) &&
+           aligned(args.branch) && aligned(args.h) && aligned(args.u) && aligned(args.weight) &&
+           shared_bytes(stream.device.index, args) + 1024 <= max_shared_memory(stream.device.index);
+}
+
+void bf16_decode_linear(const Stream& stream, const DecodeLinear& args) {
     using Input = DecodeLinear::Input;
     const LinearArgs linear{.x = static_cast<const Bf16*>(args.x),
                             .other = static_cast<const Bf16*>(args.input == Input::norm         ? args.branch
@@ -267,7 +254,6 @@ void launch(const Stream& stream, const DecodeLinear& args) {
                             .ids = args.ids,
                             .h = args.input == Input::norm ? static_cast<Bf16*>(args.h) : nullptr,
                             .y = static_cast<Bf16*>(args.y),
-                            .other_stride = args.input == Input::gated_norm ? args.u_stride : args.width,
                             .width = static_cast<int>(args.width),
                             .outputs = static_cast<int>(args.outputs),
                             .input = args.input,
@@ -283,7 +269,7 @@ void launch(const Stream& stream, const DecodeLinear& args) {
                           .shared = shared_bytes(device, args),
                           // The first of a step waits for what came before it: weights may have changed.
                           .early = is_hopper(device) && !args.ids},
-                         linear_kernel<B, decltype(gate)>, linear, gate);
+                         linear_kernel<decltype(gate)>, linear, gate);
     };
     if (!args.glu || args.activation == Activation::none)
         run(NoActivation{});
@@ -291,23 +277,6 @@ void launch(const Stream& stream, const DecodeLinear& args) {
         run(Silu{});
     else
         run(AnyActivation{args.activation});
-}
-
-}  // namespace
-
-bool bf16_decode_linear_fits(const Stream& stream, const DecodeLinear& args) {
-    const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-    // At 4 rows the multiply-adds of this kernel already take longer than its bytes: tensor cores are faster.
-    return args.dtype == DType::bf16 && (args.batch == 1 || args.batch == 2) && args.width % kLane == 0 &&
-           args.outputs < (1 << 20) && !args.add && args.u_stride % kLane == 0 &&
-           static_cast<size_t>(args.batch * args.width) * sizeof(Bf16) <= kSharedForInput &&
-           aligned(args.x) && aligned(args.branch) && aligned(args.h) && aligned(args.u) &&
-           aligned(args.weight) &&
-           shared_bytes(stream.device.index, args) + 1024 <= max_shared_memory(stream.device.index);
-}
-
-void bf16_decode_linear(const Stream& stream, const DecodeLinear& args) {
-    return args.batch == 1 ? launch<1>(stream, args) : launch<2>(stream, args);
 }
 
 }  // namespace levin::kernels::cuda

@@ -1,4 +1,4 @@
-// decode_linear() of one or two rows in bf16 as one kernel.
+// decode_linear() of one row in bf16 as one kernel.
 #pragma once
 
 #include "kernels/cuda/check.h"

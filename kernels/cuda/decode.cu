@@ -1,6 +1,7 @@
 // Decoding on a GPU: every step is bound by the bytes of weights and states, so each kernel starts to read
 // them before the kernel in front of it has ended (programmatic dependent launch on Hopper), and norms,
-// gates, sums and the gated product happen inside the products (bf16_decode_linear.cu).
+// gates, sums and the gated product happen inside the products (bf16_decode_linear.cu,
+// sm90_bf16_decode_product.cu).
 #include <cooperative_groups.h>
 
 #include "kernels/cuda/activation.cuh"
@@ -9,6 +10,7 @@
 #include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/rotation.cuh"
 #include "kernels/cuda/row.cuh"
+#include "kernels/cuda/sm90_bf16_decode_product.h"
 #include "kernels/decode.h"
 #include "kernels/decode_steps.h"
 
@@ -213,7 +215,6 @@ __global__ void __launch_bounds__(kAdvanceThreads) advance_kernel(const __grid_c
 }  // namespace
 
 void decode_linear(const Stream& stream, const DecodeLinear& args) {
-    if (bf16_decode_linear_fits(stream, args)) return bf16_decode_linear(stream, args);
     struct Run {
         const Stream& stream;
         void embedding(const EmbeddingForward& embedding) const {
@@ -231,6 +232,9 @@ void decode_linear(const Stream& stream, const DecodeLinear& args) {
         void gemm(const Gemm& product) const { cuda::gemm(stream, product); }
         void glu(const GluForward& product) const { cuda::glu_forward(stream, product); }
     };
+    if (bf16_decode_linear_fits(stream, args)) return bf16_decode_linear(stream, args);
+    if (sm90_bf16_decode_product_fits(stream, args)) return sm90_bf16_decode_product(stream, args);
+    if (args.ids && args.h) return cuda::decode_linear(stream, embedded(args, args.h, Run{stream}));
     decode_linear_in_steps(args, Run{stream});
 }
 

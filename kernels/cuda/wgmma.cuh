@@ -179,6 +179,12 @@ __device__ inline void fetch_box(uint32_t to, const CUtensorMap& map, int c0, in
         : "memory");
 #endif
 }
+// Has the map itself fetched, ahead of its first box.
+__device__ inline void prefetch_map(const CUtensorMap& map) {
+#ifdef LEVIN_SM90A
+    asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
+#endif
+}
 // The way back. The thread that starts it waits with wait_boxes_read before the box in shared memory is used
 // again.
 __device__ inline void store_box(const CUtensorMap& map, int c0, int c1, int c2, int c3, uint32_t from) {

@@ -58,7 +58,8 @@ Values product_of(const Product& p, const Values& input, const Values& weight) {
     for (size_t n = 0; n < p.outputs; ++n)
         for (size_t b = 0; b < p.batch; ++b) {
             double value = row(b, n);
-            if (p.glu && p.activation == Activation::silu) value *= sigmoid(value);
+            if (p.activation == Activation::silu) value *= sigmoid(value);
+            if (p.activation == Activation::relu) value = std::max(value, 0.0);
             if (p.glu) value *= row(b, p.outputs + n);
             y[b * p.outputs + n] = value;
         }
@@ -167,7 +168,7 @@ TEST(DecodeLinear, EveryInput) {
 
 TEST(DecodeLinear, GatedOutputs) {
     for (const size_t batch : {1, 2, 3, 8, 17, 64})
-        for (const Activation activation : {Activation::none, Activation::silu}) {
+        for (const Activation activation : {Activation::none, Activation::silu, Activation::relu}) {
             Product p{.dtype = DType::bf16, .batch = batch, .width = 264, .outputs = 352};
             p.glu = p.branch = p.h = true;
             p.input = Input::norm;
@@ -175,6 +176,11 @@ TEST(DecodeLinear, GatedOutputs) {
             check(p);
             p.outputs = 37;
             check(p);
+            p.branch = p.h = false;
+            for (const size_t outputs : {37, 20, 352, 2500}) {
+                p.outputs = outputs;
+                check(p);
+            }
         }
 }
 
@@ -195,11 +201,14 @@ TEST(DecodeLinear, OddShapes) {
                                                                             {64, 2048, 5000},
                                                                             {40, 4096, 2600},
                                                                             {64, 12288, 24},
+                                                                            {2, 1024, 9000},
                                                                             {65, 256, 128}})
         for (const Input input : {Input::plain, Input::norm, Input::gated_norm}) {
             Product p{.dtype = DType::bf16, .batch = batch, .width = width, .outputs = outputs};
             p.input = input;
-            p.branch = p.h = input == Input::norm;
+            check(p);
+            if (input != Input::norm) continue;
+            p.branch = p.h = true;
             check(p);
         }
 }
