@@ -87,6 +87,24 @@ TEST(Bench, GemmAndDecodeRun) {
     EXPECT_EQ(products, 5u);
 }
 
+TEST(Bench, AttentionTakesTheSlopesAskedFor) {
+    const auto steepest = [](const std::string& slopes) {
+        const Outcome outcome =
+            shell(levin() + " bench attention --heads 2 --head-dim 8 --tokens 64 --lengths 32,64 --rounds 1" +
+                  " --threads 1 --json " + slopes);
+        EXPECT_EQ(outcome.status, 0) << outcome.output;
+        std::vector<double> values;
+        for (const auto& row : rows_of(outcome)) values.push_back(row["steepest_slope"].get<double>());
+        EXPECT_EQ(values.size(), 2u) << outcome.output;
+        return values.empty() ? -1 : values.back();
+    };
+    // Of two heads the first has 2^-4 in layer 0, and 1e-5 of that in the last.
+    EXPECT_NEAR(steepest("--layer 0"), 0.0625, 1e-4);
+    EXPECT_NEAR(steepest("--layer 23"), 0.0625e-5, 1e-8);
+    EXPECT_EQ(steepest("--no-decay"), 0);
+    EXPECT_NE(shell(levin() + " bench attention --no-decay --layer 3").status, 0);
+}
+
 // Two tokens of one head with a slope of log 2, by hand: o_1 = q_1.k_1 v_1, o_2 = q_2.k_1 v_1 / 2 + q_2.k_2
 // v_2.
 TEST(Bench, AttentionOfAFile) {

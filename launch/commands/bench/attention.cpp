@@ -19,6 +19,7 @@ struct Options {
     Common common;
     std::vector<int64_t> lengths{1024, 2048, 4096, 8192, 16384, 32768, 65536};
     int64_t heads = 4, head_dim = 64, tokens = 65536, layer = -1, rounds = 7;
+    bool no_decay = false;
     std::string inputs, outputs, activation = "silu";
 };
 
@@ -115,10 +116,13 @@ void run(const Options& options) {
     config.num_heads = options.heads;
     config.num_layers = 24;
     const int64_t layer = options.layer < 0 ? config.num_layers / 2 : options.layer;
-    const std::vector<float> decays = decay_slopes(config, layer);
+    const std::vector<float> decays = options.no_decay
+                                          ? std::vector<float>(static_cast<size_t>(options.heads), 0.0f)
+                                          : decay_slopes(config, layer);
+    const float steepest = *std::max_element(decays.begin(), decays.end());
     const Tensor slopes = Tensor::from({options.heads}, decays, device);
     Table table({"batch", "length", "heads", "head_dim", "forward_ms", "forward_ns_per_token",
-                 "forward_gflops", "both_ms", "both_ns_per_token", "both_gflops"});
+                 "forward_gflops", "both_ms", "both_ns_per_token", "both_gflops", "steepest_slope"});
     const auto batch_of = [&](int64_t length) { return std::max<int64_t>(1, options.tokens / length); };
     int64_t most = 0;
     for (const int64_t length : options.lengths) most = std::max(most, batch_of(length) * length);
@@ -138,7 +142,7 @@ void run(const Options& options) {
                                             .dtype = dtype,
                                             .qk_activation = activation_of(options.activation),
                                             .slopes = slopes.data<float>(),
-                                            .steepest = *std::max_element(decays.begin(), decays.end())};
+                                            .steepest = steepest};
         const Call call = make_call(shape, in, out);
         // On a GPU many calls are queued one after the other, as in a training step.
         const int calls = device.type == DeviceType::cuda ? 20 : 1;
@@ -174,7 +178,7 @@ void run(const Options& options) {
                    fmt::to_string(options.head_dim), fmt::format("{:.3f}", once * 1e3),
                    fmt::format("{:.1f}", once * 1e9 / n), fmt::format("{:.1f}", work / once / 1e9),
                    fmt::format("{:.3f}", both * 1e3), fmt::format("{:.1f}", both * 1e9 / n),
-                   fmt::format("{:.1f}", all / both / 1e9)});
+                   fmt::format("{:.1f}", all / both / 1e9), fmt::format("{:.3g}", steepest)});
     }
     table.print(options.common.json);
 }
@@ -197,8 +201,11 @@ void add_attention(CLI::App& bench) {
             "--tokens", options->tokens,
             "Fill the batch to this many tokens, so that each row moves the same bytes; 0: one sequence")
         ->capture_default_str();
-    command->add_option("--layer", options->layer, "Slopes of this one of 24 layers; -1: the middle one")
-        ->capture_default_str();
+    CLI::Option* layer =
+        command->add_option("--layer", options->layer, "Slopes of this one of 24 layers; -1: the middle one")
+            ->capture_default_str()
+            ->check(CLI::Range(int64_t{-1}, int64_t{23}));
+    command->add_flag("--no-decay", options->no_decay, "Slope 0 for every head")->excludes(layer);
     command->add_option("--rounds", options->rounds, "Rounds over all lengths; the best of each is kept")
         ->capture_default_str()
         ->check(CLI::PositiveNumber);
