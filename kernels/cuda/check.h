@@ -24,7 +24,8 @@ cudaStream_t use(const Stream& stream);
 // Largest dynamic shared memory a block of `device` may have, in bytes; its number of multiprocessors.
 size_t max_shared_memory(int device);
 int multiprocessors(int device);
-// Compute capability 9.0, the only one that runs code made for sm_90a.
+// Compute capability 9.0, the only one that runs code made for sm_90a, in a build that has it
+// (LEVIN_CUDA_ARCH).
 bool is_hopper(int device);
 
 // Scratch memory from the driver's stream-ordered pool: usable by work queued on `stream` until the object

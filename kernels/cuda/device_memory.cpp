@@ -83,8 +83,12 @@ cudaStream_t use(const Stream& stream) {
 size_t max_shared_memory(int device) { return static_cast<size_t>(state_of(device).shared_memory); }
 int multiprocessors(int device) { return state_of(device).multiprocessors; }
 bool is_hopper(int device) {
+#ifdef LEVIN_HOPPER
     const DeviceState& state = state_of(device);
     return state.major == 9 && state.minor == 0;
+#else
+    return false;  // built without Hopper's kernels, which are empty then
+#endif
 }
 
 Scratch::Scratch(cudaStream_t stream, size_t bytes) : stream_(stream) {
