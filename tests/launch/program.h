@@ -72,6 +72,17 @@ inline std::string train(const TemporaryFolder& folder, const std::string& run, 
            (on_gpu() ? "trainer.device=cuda " : "") + settings;
 }
 
+// A bash script: `command | tee` as a terminal runs it, and a Ctrl-C to all of it once checkpoint 10 of
+// folder/run is there. The status of the command goes to folder/status.
+inline std::string ctrl_c(const TemporaryFolder& folder, const std::string& command) {
+    return "set -m\n{ trap : INT; " + command + "; echo $? >" + (folder / "status") + "; } 2>&1 | tee " +
+           (folder / "log") + " &\nfor i in $(seq 600); do test -d " +
+           (folder / "run/checkpoints/step_00000010") +
+           " && break; sleep 0.1; done\nkill -INT -- -$(ps -o pgid= -p $! | tr -d ' ')\n"
+           "for i in $(seq 300); do test -s " +
+           (folder / "status") + " && break; sleep 0.1; done\n";
+}
+
 inline std::vector<std::string> lines(const std::string& path) {
     std::vector<std::string> result;
     std::ifstream file(path);

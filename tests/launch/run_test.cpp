@@ -47,6 +47,23 @@ TEST(Run, ASignalDuringTheStartEndsWellToo) {
     }
 }
 
+// A terminal's Ctrl-C reaches launch/run, what reads its words there, and tee; only tee has to end.
+TEST(Run, ACtrlCThatEndsTheReaderTooSavesAndEndsWell) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    std::string command =
+        train(folder, "run", "trainer.steps=100000 checkpoint.every=10 trainer.log_every=1");
+    command.replace(0, levin().size(), "levin");
+    folder.write("script", ctrl_c(folder, "LEVIN_PROGRAM=" + levin() + " " + source_folder() +
+                                              "/launch/run -n 2 " + command));
+    const Outcome outcome = shell("bash " + (folder / "script"));
+    EXPECT_EQ(read_text(folder / "status"), "0\n") << outcome.output;
+    const size_t rows = lines(folder / "run/metrics.jsonl").size();
+    char name[32];
+    std::snprintf(name, sizeof name, "step_%08zu", rows);
+    EXPECT_TRUE(std::filesystem::exists(folder / (std::string("run/checkpoints/") + name))) << rows;
+}
+
 TEST(Run, ALostRankIsNamedAndTheRunGoesOn) {
     const TemporaryFolder folder;
     make_shard(folder);
