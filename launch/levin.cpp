@@ -1,8 +1,12 @@
 // The program: subcommands in launch/commands/, one exit status per kind of fault (kernels/base/error.h).
+#include <fcntl.h>
 #include <fmt/core.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <string_view>
 
 #include "launch/commands/commands.h"
@@ -52,13 +56,33 @@ int run(int argc, char** argv) {
     return 0;
 }
 
+// A file opened while 0, 1 or 2 is closed would get its number, and what is printed would land in the file.
+void occupy_standard_files() {
+    int descriptor = ::open("/dev/null", O_RDWR);
+    while (descriptor >= 0 && descriptor <= STDERR_FILENO) descriptor = ::open("/dev/null", O_RDWR);
+    if (descriptor > STDERR_FILENO) ::close(descriptor);
+}
+
+// What a command found out is lost where its output cannot be written; a run of training is not.
+int printed(int status) {
+    errno = 0;
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return status;
+    levin::fail(levin::Fault::internal, "output", "standard output cannot be written{}{}", errno ? ": " : "",
+                errno ? std::strerror(errno) : "");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+    occupy_standard_files();
     // Which command it is must be known before the ranks find each other.
     const bool trains = argc > 1 && std::string_view(argv[1]) == "train";
     levin::watch_signals(trains ? levin::SignalMeaning::stop : levin::SignalMeaning::end);
     // A file over its size limit is an error like a full disk, not the end of the process.
     std::signal(SIGXFSZ, SIG_IGN);
-    return levin::run_ranks([&](levin::World&) { return run(argc, argv); });
+    // Ctrl-C also ends whoever reads the output (levin train .. | tee log), and the run must be saved all the
+    // same.
+    if (trains) std::signal(SIGPIPE, SIG_IGN);
+    return levin::run_ranks(
+        [&](levin::World&) { return trains ? run(argc, argv) : printed(run(argc, argv)); });
 }

@@ -53,6 +53,29 @@ double communication_timeout() {
     return seconds;
 }
 
+namespace {
+
+// OMP_NUM_THREADS, "" where it says nothing.
+std::string environment_threads() {
+    const char* text = std::getenv("OMP_NUM_THREADS");
+    return text ? text : "";
+}
+
+// The OpenMP library goes on with every core where it cannot read the number, on each rank of a host.
+void check_environment_threads() {
+    const std::string text = environment_threads();
+    if (text.empty()) return;
+    char* end = nullptr;
+    const long threads = std::strtol(text.c_str(), &end, 10);  // a list, one number for each level, is fine
+    LEVIN_REQUIRE(
+        threads >= 1 && threads <= 4096 && (*end == '\0' || *end == ',' || *end == ' '), "environment",
+        "OMP_NUM_THREADS is \"{}\", must be a number from 1 to 4096; without it the ranks of a host "
+        "share its cores",
+        text);
+}
+
+}  // namespace
+
 World::World() {
     LEVIN_CHECK(!living, "world", "a second World in one process");
     if (mpi::started_by_mpirun()) {
@@ -74,7 +97,7 @@ World::World() {
     for (const std::string& text : gather_texts(*host_, joined(cpus))) masks.push_back(parsed(text));
     place_ = {host_name(), host_->rank(), host_->size(), static_cast<int>(cpus.size()),
               threads_for(masks, static_cast<size_t>(host_->rank()), cpu_quota())};
-    if (!std::getenv("OMP_NUM_THREADS")) omp_set_num_threads(place_.threads);
+    if (environment_threads().empty()) omp_set_num_threads(place_.threads);
     if (all_->size() > 1) watchdog_ = std::make_unique<Watchdog>(*all_, place_.host);
     living = this;
 }
@@ -198,7 +221,10 @@ int run_ranks(const std::function<int(World&)>& body) {
         return 0;
     });
     if (!world) return status;
-    status = guarded(world.get(), [&] { return body(*world); });
+    status = guarded(world.get(), [&] {
+        check_environment_threads();
+        return body(*world);
+    });
     if (status == 0)
         status = guarded(world.get(), [&] {
             world->finish();

@@ -48,6 +48,10 @@ TEST_F(WrongInput, OnTheCommandLine) {
                        " --tokenizer klingon --output " + (folder_ / "x"),
                    {"klingon", "byte"});
     EXPECT_EQ(shell(levin() + " --version").status, 0);
+    for (const std::string threads : {"0", "many", "99999999"})
+        expect_refused("OMP_NUM_THREADS=" + threads + " " + levin() + " config docs", {"OMP_NUM_THREADS"});
+    EXPECT_EQ(shell("OMP_NUM_THREADS=2,1 " + levin() + " config docs").status, 0);
+    expect_refused("TMPDIR=/nowhere " + source_folder() + "/launch/run -n 2 true", {"TMPDIR", "/nowhere"});
 }
 
 TEST_F(WrongInput, ADeviceThatIsNotThere) {
