@@ -56,8 +56,9 @@ using CheckpointLog = std::function<void(const std::string& line)>;
 struct SaveOptions {
     int64_t keep = 3;  // newest checkpoints kept after this one is complete; 0: all
     int rank = 0, ranks = 1;
-    // Over all ranks: true on each when every rank passed true (an all-reduce). Needed when ranks > 1.
-    std::function<bool(bool ok)> all_agree = {};
+    // Over all ranks: what went wrong on the first rank where anything did, on each; "" when all is well
+    // (first_text() of parallel/agreement.h). Needed when ranks > 1.
+    std::function<std::string(const std::string& mine)> first_problem = {};
     CheckpointLog log = {};  // notes such as "removed stale ..."; may be empty
 };
 
@@ -66,9 +67,9 @@ std::string checkpoint_name(int64_t step);
 
 // Saves into folder/step_XXXXXXXX and returns that path. Called by every rank with the same folder (on a file
 // system they share) and state; each passes the tensors, or parts, it holds, and no part twice. Throws
-// Error(internal) on every rank when any file cannot be written (full disk): the temporary folder is then
-// gone, the earlier checkpoints are untouched, and training can go on. A checkpoint of the same step is
-// replaced at one stroke.
+// Error(internal) with the same message on every rank when any file cannot be written (full disk): the
+// temporary folder is then gone, the earlier checkpoints are untouched, and training can go on. A checkpoint
+// of the same step is replaced at one stroke.
 std::string save_checkpoint(const std::string& folder, const CheckpointState& state,
                             const std::vector<CheckpointTensor>& tensors, const SaveOptions& options = {});
 

@@ -162,7 +162,7 @@ std::string save_checkpoint(const std::string& folder, const CheckpointState& st
                             const std::vector<CheckpointTensor>& tensors, const SaveOptions& options) {
     const fs::path final = fs::path(folder) / checkpoint_name(state.step);
     const fs::path temporary = fs::path(folder) / (kTemporary + checkpoint_name(state.step));
-    LEVIN_CHECK(options.ranks == 1 || options.all_agree, "checkpoint", "{} ranks need all_agree",
+    LEVIN_CHECK(options.ranks == 1 || options.first_problem, "checkpoint", "{} ranks need first_problem",
                 options.ranks);
     std::string problem;
     // Runs a stage on this rank; afterwards every rank knows whether it went well everywhere.
@@ -174,10 +174,8 @@ std::string save_checkpoint(const std::string& folder, const CheckpointState& st
                 problem = error.what();
             }
         }
-        const bool good = options.ranks == 1 ? problem.empty() : options.all_agree(problem.empty());
-        if (!good && problem.empty())
-            problem = fmt::format("[checkpoint {}] another rank could not write", folder);
-        return good;
+        if (options.ranks > 1) problem = options.first_problem(problem);
+        return problem.empty();
     };
     const bool leader = options.rank == 0;
 

@@ -50,6 +50,12 @@ std::vector<std::string> gather_texts(Communicator& ranks, const std::string& te
     return texts;
 }
 
+std::string first_text(Communicator& ranks, const std::string& text) {
+    if (all_agree(ranks, text.empty())) return "";
+    const std::vector<std::string> texts = gather_texts(ranks, text);
+    return *std::find_if(texts.begin(), texts.end(), [](const std::string& t) { return !t.empty(); });
+}
+
 void require_same(Communicator& ranks, const std::string& what, const std::string& value) {
     const std::vector<std::string> values = gather_texts(ranks, value);
     for (size_t r = 1; r < values.size(); ++r) {

@@ -19,6 +19,9 @@ double sum_over(Communicator& ranks, double mine);  // in rank order
 std::string broadcast_text(Communicator& ranks, const std::string& text, int root = 0);
 // Everybody's text, by rank, on every rank.
 std::vector<std::string> gather_texts(Communicator& ranks, const std::string& text);
+// The text of the lowest rank that has one, on every rank; "" where nobody has: "what went wrong, if
+// anything".
+std::string first_text(Communicator& ranks, const std::string& text);
 
 // Throws Error(communication) on every rank unless all gave the same value: "the resolved config differs
 // between rank 0 and rank 3". `value` may be long (a config) or a hash of it.

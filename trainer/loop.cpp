@@ -124,8 +124,7 @@ public:
         if (progress_) progress_->finish();
         events_.reset();
         metrics_.reset();
-        if (root_ && config_.log.report)
-            write_report({config_.run.folder}, config_.run.folder + "/report.html");
+        if (root_ && config_.log.report) report();
         if (stopped)
             say(step_ == 0
                     ? "stopped before the first step; the same command starts again"
@@ -134,6 +133,16 @@ public:
     }
 
 private:
+    // What the run computed is safe by now, and a report can be drawn again.
+    void report() {
+        try {
+            write_report({config_.run.folder}, config_.run.folder + "/report.html");
+        } catch (const Error& error) {
+            say(fmt::format("warning: no report: {}; `levin report {}` draws it later", error.what(),
+                            config_.run.folder));
+        }
+    }
+
     // Initialises the model, before the optimizer copies the weights into its masters, and divides the work.
     std::unique_ptr<DataParallel> start_model(const Config& config) {
         model_.initialize(static_cast<uint64_t>(config.trainer.seed));
@@ -170,7 +179,7 @@ private:
     void say(const std::string& text) {
         if (!root_) return;
         if (progress_) return progress_->message(text);
-        fmt::print("{}\n", text);
+        std::fputs((text + "\n").c_str(), stdout);  // nobody may be reading any more: no reason to end
         std::fflush(stdout);
     }
 
@@ -179,7 +188,7 @@ private:
         std::string failure;
         if (root_) {
             try {
-                claim_run_folder(config_, *data_);
+                lock_ = claim_run_folder(config_, *data_);
             } catch (const Error& error) {
                 failure = error.what();
                 if (failure.starts_with("[run] ")) failure.erase(0, 6);
@@ -201,6 +210,13 @@ private:
         LEVIN_REQUIRE(same_model(model_config_from_json(state.model_json, checkpoint->path()), config_.model),
                       "run", "{} holds another model than the configuration; choose another run.folder",
                       checkpoint->path());
+        // checkpoint.folder may be another run's, whose samples are not those this run has behind it.
+        const auto seed = static_cast<uint64_t>(config_.trainer.seed);
+        const int64_t next_sample = state.step * config_.trainer.global_batch;
+        LEVIN_REQUIRE(state.step == 0 || (state.seed == seed && state.next_sample == next_sample), "run",
+                      "{} is another run's: seed {} and {} samples done, while this run has seed {} and {} "
+                      "samples at step {}; choose another checkpoint.folder",
+                      checkpoint->path(), state.seed, state.next_sample, seed, next_sample, state.step);
         for (OptimizerRange& range : optimizer_.ranges()) {
             const Parameter& parameter = model_.parameters()[range.parameter];
             const Tensor master = optimizer_.master_of(range);
@@ -462,12 +478,13 @@ private:
                                     .config_yaml = to_yaml(config_),
                                     .fields = {{"precision", to_string(config_.trainer.precision)}}};
         try {
-            save_checkpoint(config_.checkpoint_folder(), state, tensors,
-                            {.keep = config_.checkpoint.keep,
-                             .rank = ranks_.rank(),
-                             .ranks = ranks_.size(),
-                             .all_agree = [&](bool ok) { return all_agree(ranks_, ok); },
-                             .log = [&](const std::string& line) { say(line); }});
+            save_checkpoint(
+                config_.checkpoint_folder(), state, tensors,
+                {.keep = config_.checkpoint.keep,
+                 .rank = ranks_.rank(),
+                 .ranks = ranks_.size(),
+                 .first_problem = [&](const std::string& mine) { return first_text(ranks_, mine); },
+                 .log = [&](const std::string& line) { say(line); }});
             saved_step_ = step_;
         } catch (const Error& error) {
             if (must_succeed || error.fault() == Fault::communication) throw;
@@ -479,6 +496,7 @@ private:
     Communicator& ranks_;
     const bool root_;
     const Device device_;
+    std::unique_ptr<FolderLock> lock_;  // rank 0's
     std::shared_ptr<const Dataset> data_;
     Loader loader_;
     std::shared_ptr<const Mesh> mesh_;

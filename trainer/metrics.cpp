@@ -137,7 +137,7 @@ MetricsWriter::MetricsWriter(const std::string& path, int64_t next_step) : path_
     mend(path, next_step);
     file_ = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
     if (file_ < 0)
-        fail(Fault::internal, "metrics", "{} cannot be opened for writing: {}; check folder and permissions",
+        fail(Fault::input, "metrics", "{} cannot be opened for writing: {}; check folder and permissions",
              path, std::strerror(errno));
     size_ = ::lseek(file_, 0, SEEK_END);
 }

@@ -1,14 +1,16 @@
 #include "trainer/run_folder.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "checkpoint/huggingface.h"
+#include "checkpoint/native.h"
 #include "data/tokenizer.h"
 #include "kernels/base/file.h"
 
@@ -37,9 +39,7 @@ nlohmann::json identity_of(const Config& config, const Dataset& data) {
 }
 
 void check_identity(const fs::path& file, const nlohmann::json& mine, const std::string& folder) {
-    std::stringstream text;
-    text << std::ifstream(file).rdbuf();
-    const nlohmann::json theirs = nlohmann::json::parse(text.str(), nullptr, false);
+    const nlohmann::json theirs = nlohmann::json::parse(read_text_file(file.string()), nullptr, false);
     LEVIN_REQUIRE(theirs.is_object(), "run", "{} is damaged; choose another run.folder", file.string());
     for (const auto& [key, value] : mine.items()) {
         if (theirs.contains(key) && theirs[key] == value) continue;
@@ -61,14 +61,30 @@ void check_identity(const fs::path& file, const nlohmann::json& mine, const std:
     }
 }
 
+// Makes sure of a folder that can be written; days of work may end in a save there.
+void make_folder(const fs::path& folder) {
+    std::error_code error, ignored;
+    fs::create_directories(folder, error);
+    LEVIN_REQUIRE(fs::is_directory(folder, ignored), "run", "cannot make the folder {}: {}", folder.string(),
+                  error ? error.message() : "it is no folder");
+    LEVIN_REQUIRE(::access(folder.c_str(), R_OK | W_OK | X_OK) == 0, "run",
+                  "the folder {} cannot be written: {}; check its permissions", folder.string(),
+                  std::strerror(errno));
+}
+
+// A run that went on from a lost one with --restarts, or was requeued, may find the old process not quite
+// gone.
+constexpr double kSecondsToEnd = 5;
+
 }  // namespace
 
-void claim_run_folder(const Config& config, const Dataset& data) {
+std::unique_ptr<FolderLock> claim_run_folder(const Config& config, const Dataset& data) {
     const fs::path folder = config.run.folder;
-    std::error_code error;
-    fs::create_directories(folder, error);
-    LEVIN_REQUIRE(fs::is_directory(folder), "run", "cannot make the folder {}: {}", folder.string(),
-                  error.message());
+    make_folder(folder);
+    auto lock = std::make_unique<FolderLock>(folder.string(), kSecondsToEnd);
+    LEVIN_REQUIRE(lock->held(), "run",
+                  "another process trains in {}: wait for it, stop it, or choose another run.folder",
+                  folder.string());
     const nlohmann::json identity = identity_of(config, data);
     const fs::path file = folder / "run.json";
     if (fs::exists(file)) {
@@ -80,15 +96,23 @@ void claim_run_folder(const Config& config, const Dataset& data) {
             folder.string());
         write_text_file(file.string(), identity.dump(1) + "\n");
     }
+    const std::string checkpoints = config.checkpoint_folder();
+    make_folder(checkpoints);
+    LEVIN_REQUIRE(
+        config.checkpoint.resume || list_checkpoints(checkpoints, false).empty(), "run",
+        "{} holds checkpoints, and checkpoint.resume=none starts at step 0: choose another run.folder, "
+        "move them away, or go on from them with checkpoint.resume=auto",
+        checkpoints);
     write_text_file((folder / "config.yaml").string(), to_yaml(config));
 
     // The tokenizer travels with the run, for generation and export. Shards of other makers do not tell
     // theirs.
     const std::string& prefix = config.data.train.front().prefix;
     if (read_shard_info(prefix)) {
-        fs::create_directories(folder / "tokenizer");
+        make_folder(folder / "tokenizer");
         load_tokenizer_of_shard(prefix)->save_to((folder / "tokenizer").string());
     }
+    return lock;
 }
 
 }  // namespace levin

@@ -284,7 +284,8 @@ void add_rest(std::vector<SchemaKey>& keys) {
     KEY(checkpoint, keep, integer, {0, big}, "Newest checkpoints kept. 0: all.");
     KEY(checkpoint, folder, text, "/scratch/checkpoints", "Empty: `checkpoints` in `run.folder`.");
     KEY(checkpoint, resume, resume_mode,
-        "`auto`: go on from the newest good checkpoint; `none`: start at step 0.");
+        "`auto`: go on from the newest good checkpoint; `none`: start at step 0, in a folder without "
+        "checkpoints.");
 
     KEY(parallel, tp, integer, {1, 4096},
         "Ranks that divide every layer by heads and GLU columns; must divide both.");

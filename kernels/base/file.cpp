@@ -1,14 +1,17 @@
 #include "kernels/base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <thread>
 #include <utility>
 
 namespace levin {
@@ -152,6 +155,19 @@ std::string read_text_file(const std::string& path, uint64_t limit) {
     std::string text(file.size(), '\0');
     file.read(0, text.data(), text.size());
     return text;
+}
+
+FolderLock::FolderLock(const std::string& folder, double seconds)
+    : descriptor_(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
+    if (descriptor_ < 0) return;
+    const auto end = std::chrono::steady_clock::now() + std::chrono::duration<double>(seconds);
+    const auto taken = [&] { return ::flock(descriptor_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK; };
+    while (!(held_ = taken()) && std::chrono::steady_clock::now() < end)
+        std::this_thread::sleep_for(std::chrono::milliseconds(50));
+}
+
+FolderLock::~FolderLock() {
+    if (descriptor_ >= 0) ::close(descriptor_);
 }
 
 void sync_folder(const std::string& path) {

@@ -69,6 +69,23 @@ private:
 
 // The whole file. Throws Error(input) when it is missing or larger than `limit`.
 std::string read_text_file(const std::string& path, uint64_t limit = 256u << 20);
+// Keeps other processes out of a folder, as far as they ask: one at a time holds its lock. The kernel gives
+// it back when the process ends, however it ends, and no file tells of it. Where a file system has no such
+// locks (NFS) everybody holds it.
+class FolderLock {
+public:
+    // Waits up to `seconds` for another holder to end.
+    FolderLock(const std::string& folder, double seconds);
+    ~FolderLock();
+    FolderLock(const FolderLock&) = delete;
+    FolderLock& operator=(const FolderLock&) = delete;
+    bool held() const { return held_; }
+
+private:
+    int descriptor_ = -1;
+    bool held_ = true;
+};
+
 // Makes the names inside a folder durable. File systems that know no such thing are let be.
 void sync_folder(const std::string& path);
 

@@ -98,18 +98,23 @@ TEST_F(Native, NoCheckpointIsNoError) {
     EXPECT_FALSE(open_newest_checkpoint(folder_.string()));
 }
 
-// Ranks as threads: what all_agree does over MPI is done by a barrier.
+// Ranks as threads: what first_text() does over MPI is done by a barrier.
 class Ranks {
 public:
-    explicit Ranks(int count) : count_(count), meet_(count) {}
-    bool all_agree(bool ok) {
-        if (!ok) bad_ = true;
+    explicit Ranks(int count) : count_(count), texts_(static_cast<size_t>(count)), meet_(count) {}
+    std::string first_problem(int rank, const std::string& mine) {
+        texts_[static_cast<size_t>(rank)] = mine;
         meet_.arrive_and_wait();
-        const bool good = !bad_;
+        std::string first;
+        for (const std::string& text : texts_)
+            if (first.empty()) first = text;
         meet_.arrive_and_wait();
-        bad_ = false;
-        meet_.arrive_and_wait();
-        return good;
+        return first;
+    }
+    SaveOptions options(int rank) {
+        return {.rank = rank, .ranks = count_, .first_problem = [this, rank](const std::string& mine) {
+                    return first_problem(rank, mine);
+                }};
     }
     template <class Work>
     void run(const Work& work) {
@@ -120,7 +125,7 @@ public:
 
 private:
     int count_;
-    std::atomic<bool> bad_ = false;
+    std::vector<std::string> texts_;
     std::barrier<> meet_;
 };
 
@@ -133,9 +138,7 @@ TEST_F(Native, PartsOfSeveralRanksMakeOneTensor) {
             {kModelGroup, "rows", rows.narrow(0, 2 * rank, 2), {6, 5}, {2 * rank, 0}},
             {kModelGroup, "columns", columns.narrow(1, 3 * rank, 3), {4, 9}, {0, 3 * rank}}};
         if (rank == 1) mine.push_back({kModelGroup, "alone", alone});
-        save_checkpoint(
-            folder_.string(), state_at(5), mine,
-            {.rank = rank, .ranks = 3, .all_agree = [&](bool ok) { return ranks.all_agree(ok); }});
+        save_checkpoint(folder_.string(), state_at(5), mine, ranks.options(rank));
     });
     const Checkpoint checkpoint = Checkpoint::open(path("step_00000005"));
     EXPECT_TRUE(same_bits(checkpoint.read(kModelGroup, "rows"), rows));
@@ -161,11 +164,11 @@ TEST_F(Native, OneRankThatCannotWriteFailsAll) {
             tensor.shape = {2};
         }
         try {
-            save_checkpoint(
-                folder_.string(), state_at(2), {tensor},
-                {.rank = rank, .ranks = 3, .all_agree = [&](bool ok) { return ranks.all_agree(ok); }});
+            save_checkpoint(folder_.string(), state_at(2), {tensor}, ranks.options(rank));
         } catch (const Error& error) {
             EXPECT_EQ(error.fault(), Fault::internal);
+            EXPECT_NE(std::string(error.what()).find("rank 2 has no room"), std::string::npos)
+                << "rank " << rank << " says " << error.what();
             ++failures;
         }
     });
@@ -177,9 +180,8 @@ TEST_F(Native, OneRankThatCannotWriteFailsAll) {
 TEST_F(Native, AMissingPartIsNoticed) {
     Ranks ranks(2);
     ranks.run([&](int rank) {  // both hold the first half
-        save_checkpoint(
-            folder_.string(), state_at(5), {{kModelGroup, "w", sample({2}, DType::f32, 2), {4}, {0}}},
-            {.rank = rank, .ranks = 2, .all_agree = [&](bool ok) { return ranks.all_agree(ok); }});
+        save_checkpoint(folder_.string(), state_at(5),
+                        {{kModelGroup, "w", sample({2}, DType::f32, 2), {4}, {0}}}, ranks.options(rank));
     });
     EXPECT_NE(refusal([&] { Checkpoint::open(path("step_00000005")); }).find("missing or double"),
               std::string::npos);

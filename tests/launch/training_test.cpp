@@ -63,6 +63,48 @@ std::string told_at_once(const std::string& command, const std::string& conditio
            command;
 }
 
+TEST(Training, ACtrlCThatEndsTheReaderTooSavesAndEndsWell) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    folder.write(
+        "script",
+        ctrl_c(folder, train(folder, "run", "trainer.steps=100000 checkpoint.every=10 trainer.log_every=1")));
+    const Outcome outcome = shell("bash " + (folder / "script"));
+    EXPECT_EQ(read_text(folder / "status"), "0\n") << outcome.output;
+    // A new row for each step until then, and the last of them saved.
+    const Outcome again = shell(train(folder, "run", "trainer.steps=1"));
+    EXPECT_TRUE(
+        again.says(std::to_string(lines(folder / "run/metrics.jsonl").size()) + " of 1 steps are done"))
+        << again.output;
+}
+
+TEST(Training, WhatIsPrintedStaysOutOfFilesWhereOutputIsClosed) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    ASSERT_EQ(shell(train(folder, "run", "trainer.steps=5") + " <&- >&- 2>&-").status, 0);
+    const auto rows = lines(folder / "run/metrics.jsonl");
+    EXPECT_EQ(rows.size(), 5u);
+    for (const std::string& row : rows) EXPECT_EQ(row.rfind("{\"step\":", 0), 0u) << row;
+    const Outcome full = shell(levin() + " config docs >/dev/full");
+    EXPECT_EQ(full.status, 1);
+    EXPECT_TRUE(full.says("standard output cannot be written")) << full.output;
+    EXPECT_EQ(shell(train(folder, "full", "trainer.steps=2") + " >/dev/full").status, 0);
+}
+
+TEST(Training, AFolderHasOneProcessAtATime) {
+    const TemporaryFolder folder;
+    make_shard(folder);
+    const std::string first = train(folder, "run", "trainer.steps=100000 checkpoint.every=10");
+    const Outcome outcome =
+        shell(first + " >/dev/null & job=$!; for i in $(seq 600); do test -d " +
+              (folder / "run/checkpoints/step_00000010") + " && break; sleep 0.05; done; " + first +
+              "; echo second $?; kill -9 $job; wait $job; " + train(folder, "run", "trainer.steps=1") +
+              "; echo third $?");
+    EXPECT_TRUE(outcome.says("another process trains in")) << outcome.output;
+    EXPECT_TRUE(outcome.says("second 2")) << outcome.output;
+    EXPECT_TRUE(outcome.says("third 0")) << outcome.output;  // a killed process leaves no lock
+}
+
 TEST(Training, ASignalDuringTheStartStopsBeforeTheFirstStep) {
     const TemporaryFolder folder;
     make_shard(folder);
@@ -130,6 +172,15 @@ TEST(Training, AFolderBelongsToItsRun) {
     const Outcome data = shell(train(folder, "run", "trainer.steps=4 data.train=" + (folder / "other")));
     EXPECT_EQ(data.status, 2) << data.output;
     EXPECT_TRUE(data.says("another data")) << data.output;
+    // Starting again would leave the old checkpoints the newest ones.
+    const Outcome none = shell(train(folder, "run", "trainer.steps=4 checkpoint.resume=none"));
+    EXPECT_EQ(none.status, 2) << none.output;
+    EXPECT_TRUE(none.says("choose another run.folder")) << none.output;
+    const Outcome borrowed =
+        shell(train(folder, "elsewhere",
+                    "trainer.steps=4 trainer.seed=7 checkpoint.folder=" + (folder / "run/checkpoints")));
+    EXPECT_EQ(borrowed.status, 2) << borrowed.output;
+    EXPECT_TRUE(borrowed.says("choose another checkpoint.folder")) << borrowed.output;
     // What may change: steps, checkpointing, threads, micro-batch.
     const Outcome more = shell(train(
         folder, "run",
