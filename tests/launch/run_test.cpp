@@ -99,6 +99,14 @@ TEST(Run, MistakesAreNotTriedAgain) {
     for (const char* options : {"-n two levin", "-n 0 levin", "-n 2", "-n", "--restarts x -n 2 levin",
                                 "-n 2 --hostfile none levin"})
         EXPECT_EQ(shell(program + options).status, 2) << options;
+    for (const char* hosts : {"", "localhost slot=2\n", "localhost slots=two\n"}) {
+        folder.write("hosts", hosts);
+        const Outcome refused =
+            shell(program + "-n 2 --restarts 3 --hostfile " + (folder / "hosts") + " levin --version");
+        EXPECT_EQ(refused.status, 2) << hosts << refused.output;
+        EXPECT_EQ(count(refused.output, "a line is: HOST slots=RANKS"), 1u) << hosts << refused.output;
+    }
+    EXPECT_EQ(shell(program + "-n 2 --hostfile / levin --version").status, 2);
     // The other scripts refuse before they build anything.
     for (const char* command : {"test --bogus", "test -R", "build --preset"}) {
         const Outcome refused = shell(source_folder() + "/launch/" + command);
