@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
 
+#include "data/file.h"
 #include "kernels/base/error.h"
+#include "kernels/base/file.h"
 
 namespace levin {
 
@@ -29,6 +32,18 @@ Spec parse(const std::string& text) {
     LEVIN_REQUIRE(std::isfinite(weight) && weight > 0, "data",
                   "the weight in \"{}\" is {}, expected a positive number", text, weight);
     return {weight, text.substr(text.find_first_not_of(' ', space))};
+}
+
+// Which tokenizer made a shard that has a description: "sentencepiece, 8000 tokens, XXH3 1f..", the hash
+// being that of the copy beside the shard, where there is one.
+std::string tokenizer_of(const TokenSource& source) {
+    const ShardInfo& info = *source.info();
+    std::string text = fmt::format("{}, {} tokens", info.tokenizer_kind, info.vocab_size);
+    const std::string file =
+        (std::filesystem::path(source.name()).parent_path() / info.tokenizer_file).string();
+    if (info.tokenizer_file.empty() || !file_exists(file)) return text;
+    const std::string bytes = read_text_file(file);
+    return text + fmt::format(", XXH3 {:016x}", XXH3_64bits(bytes.data(), bytes.size()));
 }
 
 }  // namespace
@@ -76,7 +91,7 @@ void TokenStream::append_document_starts(int64_t first, int64_t count, std::vect
     }
 }
 
-Dataset::Dataset(const std::vector<std::string>& specs) {
+Dataset::Dataset(const std::vector<std::string>& specs, const Dataset* beside) {
     LEVIN_REQUIRE(!specs.empty(), "data", "no data set is named; give at least one PREFIX in data.train");
     std::vector<std::unique_ptr<TokenSource>> unweighted;
     for (const std::string& text : specs) {
@@ -103,6 +118,31 @@ Dataset::Dataset(const std::vector<std::string>& specs) {
     double sum = 0;
     for (const double weight : weights_) sum += weight;
     for (double& weight : weights_) weight /= sum;
+    check_tokenizers(beside);
+}
+
+// The same ids mean other text under another tokenizer: a model trained on both learns nothing of either.
+void Dataset::check_tokenizers(const Dataset* beside) const {
+    const TokenSource* first = nullptr;
+    std::string tokenizer;
+    for (const Dataset* data : {beside, this}) {
+        if (!data) continue;
+        for (const TokenStream& stream : data->streams_) {
+            for (const auto& source : stream.sources()) {
+                if (!source->info()) continue;
+                const std::string own = tokenizer_of(*source);
+                if (!first) {
+                    first = source.get();
+                    tokenizer = own;
+                }
+                LEVIN_REQUIRE(
+                    own == tokenizer, source->name(),
+                    "was made with another tokenizer ({}) than {} ({}), and one model reads both; build "
+                    "one of them again with the other's tokenizer",
+                    own, first->name(), tokenizer);
+            }
+        }
+    }
 }
 
 int64_t Dataset::num_tokens() const {

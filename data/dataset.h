@@ -40,8 +40,9 @@ private:
 class Dataset {
 public:
     // Throws Error(input) for an empty list, a mixture of both ways, a weight that is not positive, a bad
-    // shard.
-    explicit Dataset(const std::vector<std::string>& specs);
+    // shard, shards whose descriptions (PREFIX.json) tell of different tokenizers. `beside`: data the same
+    // model is trained on, whose tokenizer must be the same too.
+    explicit Dataset(const std::vector<std::string>& specs, const Dataset* beside = nullptr);
 
     const std::vector<TokenStream>& streams() const { return streams_; }
     const std::vector<double>& weights() const { return weights_; }  // one per stream; sum 1
@@ -55,6 +56,8 @@ public:
     uint64_t fingerprint() const;
 
 private:
+    void check_tokenizers(const Dataset* beside) const;
+
     std::vector<TokenStream> streams_;
     std::vector<double> weights_;
 };

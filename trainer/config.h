@@ -20,8 +20,8 @@ struct RunConfig {
 };
 
 struct DataSource {
-    std::string prefix;   // PREFIX.bin and PREFIX.idx
-    double weight = 1.0;  // relative share of the samples
+    std::string prefix;  // PREFIX.bin and PREFIX.idx
+    double weight = 0;   // relative share of the samples; 0: none given
     bool operator==(const DataSource&) const = default;
 };
 

@@ -99,7 +99,7 @@ public:
           data_parallel_(start_model(config)),
           optimizer_(model_, adamw_settings(config), data_parallel_.get()) {
         if (!config.data.validation.empty())
-            validation_.emplace(std::make_shared<Dataset>(dataset_specs(config.data.validation)),
+            validation_.emplace(std::make_shared<Dataset>(dataset_specs(config.data.validation), data_.get()),
                                 loader_options(config, false));
         model_.set_recomputation(recomputation_of(config.trainer.recompute), config.trainer.recompute_slice);
         if (config.log.communication && ranks_.size() > 1) meter_.emplace();

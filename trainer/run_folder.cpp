@@ -20,10 +20,12 @@ namespace fs = std::filesystem;
 
 std::vector<std::string> dataset_specs(const std::vector<DataSource>& sources) {
     const bool weighted =
-        std::any_of(sources.begin(), sources.end(), [](const DataSource& s) { return s.weight != 1; });
+        std::any_of(sources.begin(), sources.end(), [](const DataSource& s) { return s.weight > 0; });
     std::vector<std::string> specs;
-    for (const DataSource& source : sources)
-        specs.push_back(weighted ? fmt::format("{} {}", source.weight, source.prefix) : source.prefix);
+    for (const DataSource& source : sources) {
+        const double weight = source.weight > 0 ? source.weight : 1;
+        specs.push_back(weighted ? fmt::format("{} {}", weight, source.prefix) : source.prefix);
+    }
     return specs;
 }
 

@@ -10,7 +10,8 @@
 
 namespace levin {
 
-// The strings a Dataset takes.
+// The strings a Dataset takes. Where one source has a weight, those without have 1; where none has, none gets
+// one.
 std::vector<std::string> dataset_specs(const std::vector<DataSource>& sources);
 
 // Claims config.run.folder for this run, or finds that it is this run's already. A run is known by its model,

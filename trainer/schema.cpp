@@ -194,9 +194,11 @@ void add_data(std::vector<SchemaKey>& keys) {
     KEY(data, train, sources,
         "Token shards PREFIX.bin + PREFIX.idx, as `levin data build` writes them; paths are relative to the "
         "working "
-        "folder. A weight is a share of the samples, relative to the other weights; it is 1 when not given. "
-        "Needed "
-        "for training.");
+        "folder. A weight is a share of the samples, relative to the other weights, 1 where only others have "
+        "one. "
+        "Without any weight the shards are one, and each has the share of its tokens. All must be made with "
+        "the "
+        "same tokenizer. Needed for training.");
     KEY(data, validation, sources, "Held-out shards for the validation loss. Empty: no evaluation.");
     KEY(data, shuffle, boolean,
         "Visit the samples in a random order given by `trainer.seed` and the sample number.");

@@ -140,6 +140,37 @@ TEST(Loader, SidecarVocabularyMustFitTheModel) {
     expect_contains(input_error([&] { Loader(dataset, options); }), "64000");
 }
 
+TEST(Dataset, AllShardsHaveOneTokenizer) {
+    const TemporaryFolder folder;
+    const auto shard = [&](const std::string& name, const std::string& kind, int64_t vocabulary,
+                           const std::string& model) {
+        write_shard(folder / name, counting(20));
+        ShardInfo info;
+        info.vocab_size = vocabulary;
+        info.tokenizer_kind = kind;
+        info.num_tokens = 20;
+        info.num_documents = static_cast<int64_t>(counting(20).size());
+        if (!model.empty()) info.tokenizer_file = name + ".model";
+        folder.write(name + ".json", to_json(info));
+        if (!model.empty()) folder.write(name + ".model", model);
+        return folder / name;
+    };
+    const std::string byte = shard("byte", "byte", 257, ""),
+                      piece = shard("piece", "sentencepiece", 300, "one"),
+                      same = shard("same", "sentencepiece", 300, "one"),
+                      other = shard("other", "sentencepiece", 300, "two");
+    write_shard(folder / "unknown", counting(20));
+    Dataset({piece, folder / "unknown", same});
+    for (const std::vector<std::string>& mixture :
+         {std::vector{byte, piece}, {piece, other}, {"1 " + piece, "2 " + byte}})
+        expect_contains(input_error([&] { Dataset{mixture}; }), "another tokenizer");
+    const Dataset train({piece});
+    Dataset({same}, &train);
+    const std::string message = input_error([&] { Dataset({other}, &train); });
+    expect_contains(message, "other.bin");
+    expect_contains(message, "piece.bin");
+}
+
 TEST(Loader, AnOrdinaryRunEqualsAResumedAndAShardedOne) {
     const Shard shard;
     const Loader loader(shard.dataset, options_of(10));
