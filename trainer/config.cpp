@@ -42,13 +42,26 @@ std::string read_file(const std::string& path, const std::string& asked_by) {
     return text.str();
 }
 
+// YAML's own message for a line indented with a tab names neither.
+std::string hint_about_tabs(const std::string& text) {
+    size_t line = 1;
+    for (size_t at = 0; at < text.size(); at = text.find('\n', at) + 1, ++line) {
+        const size_t first = text.find_first_not_of(' ', at);
+        if (first != std::string::npos && text[first] == '\t')
+            return fmt::format("; line {} is indented with a tab, YAML takes spaces only", line);
+        if (text.find('\n', at) == std::string::npos) break;
+    }
+    return "";
+}
+
 YAML::Node parse_yaml(const std::string& text, const std::string& name) {
     try {
         const std::vector<YAML::Node> documents = YAML::LoadAll(text);
         LEVIN_REQUIRE(documents.size() <= 1, name, "holds {} YAML documents; expected one", documents.size());
         return documents.empty() ? YAML::Node() : documents[0];
     } catch (const YAML::Exception& error) {
-        fail(Fault::input, place_of(name, error.mark), "not valid YAML: {}", error.msg);
+        fail(Fault::input, place_of(name, error.mark), "not valid YAML: {}{}", error.msg,
+             hint_about_tabs(text));
     }
 }
 
@@ -97,6 +110,9 @@ public:
         LEVIN_REQUIRE(path != "base", where,
                       "`base` belongs into a configuration file; give that file instead");
         const SchemaKey* key = find_key(path);
+        if (!key && is_section(path))
+            fail(Fault::input, where, "{} is a section; set its keys one by one, for example {}.{}={}", path,
+                 path, first_key(path).name, first_key(path).example);
         if (!key) unknown_key(where, path);
         ConfigValue entry{.node = {}, .key = path, .file = "", .where = where};
         if (key->plain_text && (value.empty() || std::string("[{\"'").find(value[0]) == std::string::npos)) {
@@ -145,9 +161,7 @@ private:
 
     void add_section(Values& own, const std::string& section, const std::string& where,
                      const YAML::Node& node, const std::string& name) {
-        const auto& sections = schema_sections();
-        if (std::none_of(sections.begin(), sections.end(),
-                         [&](const auto& s) { return s.name == section; })) {
+        if (!is_section(section)) {
             const bool holds_keys = node.IsMap() && node.size() > 0 && node.begin()->first.IsScalar();
             const std::string full = holds_keys ? section + "." + node.begin()->first.Scalar() : section;
             const std::string nearest = nearest_key(full);
@@ -160,6 +174,11 @@ private:
                       section, first_key(section).name, first_key(section).example);
         for (const auto& item : node)
             add_value(own, section + "." + key_text(item.first, name), item.first, item.second, name);
+    }
+
+    static bool is_section(const std::string& name) {
+        const auto& sections = schema_sections();
+        return std::any_of(sections.begin(), sections.end(), [&](const auto& s) { return s.name == name; });
     }
 
     static const SchemaKey& first_key(const std::string& section) {

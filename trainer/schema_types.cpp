@@ -1,7 +1,10 @@
 #include "trainer/schema_types.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
+
+#include "data/utf8.h"
 
 namespace levin {
 
@@ -25,7 +28,7 @@ std::string describe(const YAML::Node& node) {
         case YAML::NodeType::Scalar:
             return fmt::format("\"{}\"", node.Scalar());
         case YAML::NodeType::Sequence:
-            return "a list";
+            return node.size() == 0 ? "an empty list" : "a list";
         case YAML::NodeType::Map:
             return "a mapping";
         default:
@@ -77,10 +80,27 @@ bool read_boolean(const ConfigValue& value, const std::string& example) {
     wrong_value(value, "true or false", example);
 }
 
+namespace {
+
+// A text as the run's files can hold it: YAML and protocol buffers know UTF-8 only, and file names end at a
+// NUL.
+std::string scalar_text(const ConfigValue& value) {
+    const std::string text = value.node.Scalar();
+    const size_t good = std::min(valid_utf8_prefix(text), text.find('\0'));
+    LEVIN_REQUIRE(
+        good >= text.size(), value.where,
+        "{} has the byte 0x{:02x} after \"{}\", which is no text in UTF-8; save the file as UTF-8, or take "
+        "the byte out",
+        value.key, static_cast<unsigned>(static_cast<unsigned char>(text[good])), text.substr(0, good));
+    return text;
+}
+
+}  // namespace
+
 std::string read_text(const ConfigValue& value, const std::string& example) {
     if (value.node.IsNull()) return "";
     if (!value.node.IsScalar()) wrong_value(value, "a text", example);
-    return value.node.Scalar();
+    return scalar_text(value);
 }
 
 namespace {
@@ -89,12 +109,12 @@ DataSource read_source(const ConfigValue& value, const std::string& example) {
     const std::string expected = "the PREFIX of a token shard or {prefix: PREFIX, weight: NUMBER}";
     DataSource source;
     if (value.node.IsScalar()) {
-        source.prefix = value.node.Scalar();
+        source.prefix = scalar_text(value);
     } else if (value.node.IsMap()) {
         for (const auto& item : value.node) {
             const std::string name = item.first.IsScalar() ? item.first.Scalar() : "?";
             if (name == "prefix" && item.second.IsScalar()) {
-                source.prefix = item.second.Scalar();
+                source.prefix = scalar_text(value.at(item.second));
             } else if (name == "weight") {
                 source.weight = read_real(value.at(item.second), {.least_open = true}, example);
             } else {
@@ -161,7 +181,7 @@ std::string write_sources(const std::vector<DataSource>& sources) {
     std::vector<std::string> items;
     for (const DataSource& source : sources) {
         const std::string prefix = write_text(source.prefix);
-        items.push_back(source.weight == 1.0
+        items.push_back(source.weight == 0
                             ? prefix
                             : fmt::format("{{prefix: {}, weight: {}}}", prefix, write_real(source.weight)));
     }

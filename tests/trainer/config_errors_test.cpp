@@ -45,6 +45,29 @@ TEST(ConfigErrors, UnknownOrMisspeltKeyNamesFileLineColumnAndTheNearestKey) {
                  {"override 'optimiser.learning_rate=1'", "optimizer.learning_rate"});
 }
 
+TEST(ConfigErrors, ASectionIsNoKey) {
+    expect_parts(message("", {"trainer=3"}), {"override 'trainer=3'", "is a section", "trainer.steps=1000"});
+    expect_parts(message("", {"model={family: tnl3}"}), {"is a section", "model.family=tnl"});
+    expect_parts(message("trainer: 3"), {"[a.yaml:1:10]", "is a section"});
+}
+
+TEST(ConfigErrors, ATextIsUtf8WithoutNul) {
+    expect_parts(message("run:\n  name: caf\xe9 x\n"),
+                 {"[a.yaml:2:9]", "run.name", "0xe9", "\"caf\"", "UTF-8"});
+    expect_parts(message("run: {folder: \"runs/a\\0b\"}"), {"run.folder", "0x00", "\"runs/a\""});
+    expect_parts(message("", {"run.folder=runs/\xff"}), {"run.folder", "0xff"});
+    expect_parts(message("data: {train: [a, \"b\xc3\"]}"), {"data.train", "0xc3"});
+    expect_parts(message("data: {train: [{prefix: \"b\\0\"}]}"), {"data.train", "0x00"});
+    EXPECT_EQ(parse_config("run: {name: \"h\xc3\xa9 \xf0\x9f\x98\x80\"}", "a.yaml").run.name,
+              "h\xc3\xa9 \xf0\x9f\x98\x80");
+}
+
+TEST(ConfigErrors, TabsAreNamed) {
+    expect_parts(message("trainer:\n  seed: 1\nmodel:\n\thidden_size: 64\n"),
+                 {"[a.yaml:4:", "line 4", "a tab"});
+    EXPECT_EQ(message("model: {family: tnl").find("a tab"), std::string::npos);
+}
+
 TEST(ConfigErrors, WrongTypeShowsValueExpectedTypeAndExample) {
     expect_parts(message("trainer:\n  steps: many\n"),
                  {"[a.yaml:2:10]", "trainer.steps is \"many\"", "expected an integer", "1 or more",

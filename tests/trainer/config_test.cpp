@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "tests/temporary_folder.h"
+#include "trainer/run_folder.h"
 #include "trainer/schema.h"
 
 namespace levin {
@@ -87,12 +88,25 @@ TEST(Config, OverridesComeLastAndTheLastOneWins) {
                      {"trainer.steps=6", "trainer.steps=7", "data.train=b",
                       "data.validation=", "model.mixer=[lightning, softmax]", "run.folder=runs/a: b #1"});
     EXPECT_EQ(config.trainer.steps, 7);
-    EXPECT_EQ(config.data.train, (std::vector<DataSource>{{"b", 1.0}}));
+    EXPECT_EQ(config.data.train, (std::vector<DataSource>{{"b", 0}}));
     EXPECT_TRUE(config.data.validation.empty());
     EXPECT_EQ(config.model.mixer.size(), 2u);
     EXPECT_EQ(config.run.folder, "runs/a: b #1");
     const Config list = parse_config("", "a.yaml", {"data.train=[a, {prefix: b, weight: 3}]"});
-    EXPECT_EQ(list.data.train, (std::vector<DataSource>{{"a", 1.0}, {"b", 3.0}}));
+    EXPECT_EQ(list.data.train, (std::vector<DataSource>{{"a", 0}, {"b", 3.0}}));
+}
+
+// Equal weights are equal shares of the samples; without weights larger shards have larger ones.
+TEST(Config, WeightsThatAreGivenCount) {
+    const auto specs = [](const std::string& sources) {
+        const Config config = parse_config("data: {train: " + sources + "}", "a.yaml");
+        EXPECT_EQ(parse_config(to_yaml(config), "back.yaml"), config);
+        return dataset_specs(config.data.train);
+    };
+    EXPECT_EQ(specs("[a, b]"), (std::vector<std::string>{"a", "b"}));
+    EXPECT_EQ(specs("[{prefix: a, weight: 1}, {prefix: b, weight: 1}]"),
+              (std::vector<std::string>{"1 a", "1 b"}));
+    EXPECT_EQ(specs("[a, {prefix: b, weight: 3}]"), (std::vector<std::string>{"1 a", "3 b"}));
 }
 
 TEST(Config, BaseFilesStandBelow) {
