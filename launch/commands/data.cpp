@@ -12,6 +12,7 @@
 #include "data/utf8.h"
 #include "kernels/base/error.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/values.h"
 
 namespace levin {
 
@@ -89,25 +90,23 @@ void add_build(CLI::App& data) {
     app->add_option("--text-key", corpus.text_key, "Key of the text in a line of .jsonl")
         ->capture_default_str();
     app->add_option("--format", corpus.format, "What the input files hold; auto: as their names say")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, TextFormat>{
-            {"auto", TextFormat::automatic}, {"txt", TextFormat::txt}, {"jsonl", TextFormat::jsonl}}));
+        ->transform(one_of<TextFormat>(
+            {{"auto", TextFormat::automatic}, {"txt", TextFormat::txt}, {"jsonl", TextFormat::jsonl}}));
     app->add_option("--split-documents", corpus.split,
                     "How a .txt file is divided: file (not at all) or blank-lines")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, DocumentSplit>{
-            {"file", DocumentSplit::file}, {"blank-lines", DocumentSplit::blank_lines}}));
+        ->transform(one_of<DocumentSplit>(
+            {{"file", DocumentSplit::file}, {"blank-lines", DocumentSplit::blank_lines}}));
     app->add_option("--invalid-utf8", corpus.invalid_utf8, "replace (default), skip the document, or fail")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, InvalidUtf8>{
-            {"replace", InvalidUtf8::replace}, {"skip", InvalidUtf8::skip}, {"fail", InvalidUtf8::fail}}));
+        ->transform(one_of<InvalidUtf8>(
+            {{"replace", InvalidUtf8::replace}, {"skip", InvalidUtf8::skip}, {"fail", InvalidUtf8::fail}}));
     app->add_option("--bad-lines", corpus.bad_lines,
                     "A line that is no JSON object with the key: fail (default) or skip")
-        ->transform(CLI::CheckedTransformer(
-            std::map<std::string, BadLines>{{"fail", BadLines::fail}, {"skip", BadLines::skip}}));
+        ->transform(one_of<BadLines>({{"fail", BadLines::fail}, {"skip", BadLines::skip}}));
     app->add_flag("--append-eos,!--no-append-eos", options->append_eos,
                   "End every document with the tokenizer's eos token (default)");
     app->add_option("--special-tokens", options->special_tokens,
                     "Text that spells a special token: text (default) or parse, make it that token")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, SpecialTokens>{
-            {"text", SpecialTokens::text}, {"parse", SpecialTokens::parse}}));
+        ->transform(one_of<SpecialTokens>({{"text", SpecialTokens::text}, {"parse", SpecialTokens::parse}}));
     app->add_option("--validation-fraction", options->validation_fraction,
                     "Share of the tokens to set aside in PREFIX-validation, such as 0.01")
         ->capture_default_str();
@@ -187,10 +186,10 @@ void add_inspect(CLI::App& data) {
         "Example: levin data inspect runs/data/corpus");
     app->add_option("PREFIX", options->prefix, "The shard")->required();
     app->add_option("--documents", options->documents, "Documents to print")
-        ->check(CLI::NonNegativeNumber)
+        ->check(not_negative())
         ->capture_default_str();
     app->add_option("--tokens", options->tokens, "Tokens to print of each")
-        ->check(CLI::NonNegativeNumber)
+        ->check(not_negative())
         ->capture_default_str();
     app->add_option("--tokenizer", options->tokenizer,
                     "Tokenizer to decode with, for a shard that has none beside it");

@@ -6,6 +6,7 @@
 
 #include "launch/commands/commands.h"
 #include "launch/commands/model_source.h"
+#include "launch/commands/values.h"
 #include "parallel/world.h"
 #include "trainer/evaluation.h"
 
@@ -26,13 +27,13 @@ void add_eval_command(CLI::App& app) {
         ->required();
     command->add_option("--sequence-length", options->length, "Tokens of context")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_option("--micro-batch", options->micro_batch, "Sequences at a time")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_option("--batches", options->batches, "Micro-batches; 0: all the data")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_negative());
     command->add_flag("--json", options->json, "Print one JSON object");
     command->callback([options] {
         const auto model = open_model(options->model);

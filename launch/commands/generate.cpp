@@ -2,11 +2,11 @@
 #include <fmt/core.h>
 
 #include <chrono>
-#include <fstream>
-#include <iterator>
 
+#include "kernels/base/file.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/model_source.h"
+#include "launch/commands/values.h"
 #include "trainer/generation.h"
 
 namespace levin {
@@ -31,28 +31,26 @@ void add_generate_command(CLI::App& app) {
         ->excludes(prompt);
     command->add_option("--max-tokens", sampling.max_tokens, "Tokens to generate at most")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_option("--temperature", sampling.temperature, "0: always the most likely token")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_negative());
     command->add_option("--top-k", sampling.top_k, "Only the k most likely tokens; 0: all")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_negative());
     command->add_option("--top-p", sampling.top_p, "Only the smallest set of tokens with this probability")
         ->capture_default_str()
-        ->check(CLI::Range(0.0, 1.0));
-    command->add_option("--seed", sampling.seed, "The same seed gives the same text")->capture_default_str();
+        ->check(within(0, 1));
+    command->add_option("--seed", sampling.seed, "The same seed gives the same text")
+        ->capture_default_str()
+        ->check(not_negative());
     command->add_flag("--ignore-eos", options->ignore_eos, "Go on after the end-of-text token");
     command->add_flag("--statistics", options->statistics, "Print time per token to standard error");
     command->callback([options] {
         const auto tokenizer = open_tokenizer(options->model);
         const auto model = open_model(options->model);
         std::string text = options->prompt;
-        if (!options->prompt_file.empty()) {
-            std::ifstream file(options->prompt_file, std::ios::binary);
-            LEVIN_REQUIRE(file, "generate", "cannot read {}", options->prompt_file);
-            text.assign(std::istreambuf_iterator<char>(file), {});
-        }
+        if (!options->prompt_file.empty()) text = read_text_file(options->prompt_file);
         std::vector<int32_t> prompt = tokenizer->encode(text);
         if (prompt.empty()) {
             const int32_t start = tokenizer->bos_id() >= 0 ? tokenizer->bos_id() : tokenizer->eos_id();
@@ -60,6 +58,7 @@ void add_generate_command(CLI::App& app) {
                           "give a --prompt: this tokenizer has no token to start with");
             prompt.push_back(start);
         }
+        check_tokens(*model, prompt);  // before anything is printed
         SamplingOptions sampling = options->sampling;
         if (!options->ignore_eos && tokenizer->eos_id() >= 0) sampling.stop.push_back(tokenizer->eos_id());
 

@@ -11,6 +11,7 @@
 #include "kernels/base/error.h"
 #include "kernels/base/file.h"
 #include "launch/commands/commands.h"
+#include "launch/commands/values.h"
 
 namespace levin {
 
@@ -42,8 +43,8 @@ void add_train(CLI::App& tokenizer) {
     app->add_option("--text-key", train.corpus.text_key, "Key of the text in a line of .jsonl")
         ->capture_default_str();
     app->add_option("--format", train.corpus.format, "What the input files hold; auto: as their names say")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, TextFormat>{
-            {"auto", TextFormat::automatic}, {"txt", TextFormat::txt}, {"jsonl", TextFormat::jsonl}}));
+        ->transform(one_of<TextFormat>(
+            {{"auto", TextFormat::automatic}, {"txt", TextFormat::txt}, {"jsonl", TextFormat::jsonl}}));
     app->add_option("--max-sentences", train.max_sentences, "Lines to train on, drawn from all")
         ->capture_default_str();
     app->add_option("--threads", train.threads, "0: one per core")->capture_default_str();
@@ -75,8 +76,7 @@ void add_encode(CLI::App& tokenizer) {
     app->add_flag("--names", options->names, "Print each token's name beside its id, one a line");
     app->add_option("--special-tokens", options->special,
                     "Text that spells a special token: parse (default) or text")
-        ->transform(CLI::CheckedTransformer(std::map<std::string, SpecialTokens>{
-            {"text", SpecialTokens::text}, {"parse", SpecialTokens::parse}}));
+        ->transform(one_of<SpecialTokens>({{"text", SpecialTokens::text}, {"parse", SpecialTokens::parse}}));
     app->callback([options, text] {
         const auto loaded = load_tokenizer(options->tokenizer);
         const std::string input = text->count() > 0 ? options->text : read_standard_input();

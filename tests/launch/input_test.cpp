@@ -54,6 +54,23 @@ TEST_F(WrongInput, OnTheCommandLine) {
     expect_refused("TMPDIR=/nowhere " + source_folder() + "/launch/run -n 2 true", {"TMPDIR", "/nowhere"});
 }
 
+TEST_F(WrongInput, ValuesOfOptions) {
+    ASSERT_EQ(shell(train_with("")).status, 0);
+    const std::string generate = levin() + " generate " + (folder_ / "run") + " --max-tokens 2 ";
+    expect_refused(generate + "--temperature nan", {"--temperature", "0 or more", "nan"});
+    expect_refused(generate + "--temperature -1", {"--temperature", "0 or more, got -1"});
+    expect_refused(generate + "--temperature inf", {"--temperature", "0 or more, got inf"});
+    expect_refused(generate + "--top-p nan", {"--top-p", "0 to 1", "nan"});
+    expect_refused(generate + "--seed -1", {"--seed", "-1"});
+    expect_refused(generate + "--prompt-file " + (folder_ / ""), {folder_ / ""});
+    expect_refused(generate + "--prompt-file " + (folder_ / "nowhere"), {"nowhere"});
+    const std::string build = levin() + " data build --tokenizer byte --input " + (folder_ / "text.txt") +
+                              " --output " + (folder_ / "built") + " --format ";
+    expect_refused(build + "parquet", {"--format", "auto or jsonl or txt; got parquet"});
+    expect_refused(build + "1", {"--format", "got 1"});
+    EXPECT_EQ(shell(build + "txt --split-documents blank-lines --invalid-utf8 fail").status, 0);
+}
+
 TEST_F(WrongInput, ADeviceThatIsNotThere) {
     const Outcome gpu = shell("nvidia-smi");
     if (gpu.status == 0) return;  // there is one: nothing to refuse

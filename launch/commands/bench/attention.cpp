@@ -9,6 +9,7 @@
 #include "core/random.h"
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/options.h"
+#include "launch/commands/values.h"
 #include "model/slopes.h"
 
 namespace levin::bench {
@@ -194,8 +195,8 @@ void add_attention(CLI::App& bench) {
     command->add_option("--lengths", options->lengths, "Lengths to measure")
         ->delimiter(',')
         ->check(CLI::Range(int64_t{1}, int64_t{1} << 30));
-    command->add_option("--heads", options->heads)->capture_default_str()->check(CLI::PositiveNumber);
-    command->add_option("--head-dim", options->head_dim)->capture_default_str()->check(CLI::PositiveNumber);
+    command->add_option("--heads", options->heads)->capture_default_str()->check(positive());
+    command->add_option("--head-dim", options->head_dim)->capture_default_str()->check(positive());
     command
         ->add_option(
             "--tokens", options->tokens,
@@ -208,7 +209,7 @@ void add_attention(CLI::App& bench) {
     command->add_flag("--no-decay", options->no_decay, "Slope 0 for every head")->excludes(layer);
     command->add_option("--rounds", options->rounds, "Rounds over all lengths; the best of each is kept")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_option("--activation", options->activation, "Of q and k, inside the kernel")
         ->capture_default_str();
     CLI::Option* inputs = command->add_option("--inputs", options->inputs,

@@ -11,6 +11,7 @@
 #include "kernels/device_memory.h"
 #include "launch/commands/commands.h"
 #include "launch/commands/options.h"
+#include "launch/commands/values.h"
 
 namespace levin {
 
@@ -80,7 +81,7 @@ void add_common(CLI::App& command, Common& common) {
     command.add_option("--dtype", common.dtype, "f64, f32 or bf16")->capture_default_str();
     command.add_option("--threads", common.threads, "0: all cores")
         ->capture_default_str()
-        ->check(CLI::NonNegativeNumber);
+        ->check(not_negative());
     command.add_flag("--json", common.json, "One JSON object per row");
 }
 

@@ -12,6 +12,7 @@
 #include "kernels/device_memory.h"
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/options.h"
+#include "launch/commands/values.h"
 #include "parallel/agreement.h"
 #include "parallel/mesh.h"
 #include "parallel/world.h"
@@ -161,14 +162,14 @@ void add_comm(CLI::App& bench) {
     add_common(*command, options->common);
     command->add_option("--mib", options->mib, "Sizes of the whole tensor")
         ->delimiter(',')
-        ->check(CLI::PositiveNumber)
+        ->check(positive())
         ->capture_default_str();
     for (const auto& [name, value, what] :
          {std::tuple{"--tp", &options->tp, "Ranks of a tensor-parallel group"},
           std::tuple{"--cp", &options->cp, "Ranks of a context-parallel group"},
           std::tuple{"--pp", &options->pp, "Pipeline stages"},
           std::tuple{"--repeats", &options->repeats, "Measurements of which the median counts"}})
-        command->add_option(name, *value, what)->check(CLI::PositiveNumber)->capture_default_str();
+        command->add_option(name, *value, what)->check(positive())->capture_default_str();
     command->callback([options] { run(*options); });
 }
 

@@ -10,6 +10,7 @@
 #include "data/builder.h"
 #include "data/loader.h"
 #include "launch/commands/bench/bench.h"
+#include "launch/commands/values.h"
 
 namespace levin::bench {
 
@@ -104,12 +105,10 @@ void add_data(CLI::App& bench) {
     add_common(*command, options->common);
     command->add_option("--input", options->input, "Text to tokenize (default: random words)");
     command->add_option("--tokenizer", options->tokenizer, "byte or PATH")->capture_default_str();
-    command->add_option("--sequence-length", options->length)
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+    command->add_option("--sequence-length", options->length)->capture_default_str()->check(positive());
     command->add_option("--mebibytes", options->mebibytes, "Size of the random text")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->callback([options] { run(*options); });
 }
 

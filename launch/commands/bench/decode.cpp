@@ -7,6 +7,7 @@
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/bench/step_profile.h"
 #include "launch/commands/options.h"
+#include "launch/commands/values.h"
 #include "model/decoder.h"
 #include "trainer/config.h"
 #include "trainer/generation.h"
@@ -161,10 +162,10 @@ void add_decode(CLI::App& bench) {
         ->delimiter(',');
     command->add_option("--batch", options->batches, "Sequences decoded together; several: one after another")
         ->delimiter(',')
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_option("--tokens", options->tokens, "Steps per measurement")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_flag(
         "--no-prefill", options->no_prefill,
         "Do not run the tokens in front of a position: its states are zero, which costs the same");

@@ -5,6 +5,7 @@
 
 #include "launch/commands/bench/bench.h"
 #include "launch/commands/options.h"
+#include "launch/commands/values.h"
 #include "trainer/throughput.h"
 
 namespace levin::bench {
@@ -75,14 +76,10 @@ void add_gemm(CLI::App& bench) {
     CLI::App* command = bench.add_subcommand("gemm", "Matrix products of a training step");
     command->footer("Example: levin bench gemm --hidden 1024 --glu 2816 --vocab 32000 --tokens 4096");
     add_common(*command, options->common);
-    command->add_option("--tokens", options->tokens)->capture_default_str()->check(CLI::PositiveNumber);
-    command->add_option("--hidden", options->hidden, "hidden_size")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
-    command->add_option("--glu", options->glu, "glu_dim")->capture_default_str()->check(CLI::PositiveNumber);
-    command->add_option("--vocab", options->vocab, "vocab_size")
-        ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+    command->add_option("--tokens", options->tokens)->capture_default_str()->check(positive());
+    command->add_option("--hidden", options->hidden, "hidden_size")->capture_default_str()->check(positive());
+    command->add_option("--glu", options->glu, "glu_dim")->capture_default_str()->check(positive());
+    command->add_option("--vocab", options->vocab, "vocab_size")->capture_default_str()->check(positive());
     command->callback([options] { run(*options); });
 }
 

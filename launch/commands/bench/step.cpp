@@ -15,6 +15,7 @@
 #include "launch/commands/bench/step_profile.h"
 #include "launch/commands/bench/turns.h"
 #include "launch/commands/options.h"
+#include "launch/commands/values.h"
 #include "trainer/config.h"
 #include "trainer/optimizer.h"
 #include "trainer/passes.h"
@@ -292,10 +293,10 @@ void add_step(CLI::App& bench) {
         ->add_option("--repeats", options->repeats,
                      "Turns of the step and of its products: a second each on a GPU")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_option("--accumulate", options->accumulate, "Micro-batches of an update")
         ->capture_default_str()
-        ->check(CLI::PositiveNumber);
+        ->check(positive());
     command->add_flag("--memory", options->memory, "Also what lives at the peak, by op");
     command->add_flag("--profile", options->profile,
                       "Also the time of every kernel, and of every product alone");
