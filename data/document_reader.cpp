@@ -22,6 +22,10 @@ bool ends_with(std::string_view text, std::string_view end) {
 }
 
 bool is_json_lines(const std::string& path, TextFormat format) {
+    std::error_code ignored;
+    LEVIN_REQUIRE(!std::filesystem::is_directory(path, ignored), path,
+                  "is a folder, expected files; name those in it, such as {}",
+                  (std::filesystem::path(path) / "*.jsonl").string());
     if (format != TextFormat::automatic) return format == TextFormat::jsonl;
     std::string_view name = path;
     for (const std::string_view compressed : {".gz", ".zst"}) {
@@ -31,6 +35,8 @@ bool is_json_lines(const std::string& path, TextFormat format) {
         }
     }
     if (ends_with(name, ".jsonl") || ends_with(name, ".ndjson")) return true;
+    LEVIN_REQUIRE(!ends_with(name, ".parquet"), path,
+                  "Parquet is not read; write its texts as .jsonl first, one {{\"text\": ..}} a line");
     LEVIN_REQUIRE(
         ends_with(name, ".txt") || ends_with(name, ".text") || ends_with(name, ".md"), path,
         "its name does not tell what it holds; expected .txt or .jsonl (also with .gz or .zst), or say it "

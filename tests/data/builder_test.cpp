@@ -231,6 +231,9 @@ TEST(Builder, EmptyCorpusAndMissingFiles) {
                     "corpus is empty");
     expect_contains(input_error([&] { build_shard(options_for(folder, {folder / "none.txt"})); }),
                     "none.txt");
+    expect_contains(input_error([&] { build_shard(options_for(folder, {folder / ""})); }), "is a folder");
+    expect_contains(input_error([&] { build_shard(options_for(folder, {folder.write("x.parquet", "x")})); }),
+                    ".jsonl");
     expect_contains(input_error([&] { build_shard(options_for(folder, {folder.write("x.pdf", "x")})); }),
                     "--format");
     expect_contains(input_error([&] { build_shard(options_for(folder, {})); }), "no input files");
