@@ -205,7 +205,9 @@ void add_data(std::vector<SchemaKey>& keys) {
     KEY(data, packed_documents, boolean,
         "Restart the attention state at document borders, so that a sequence of several documents computes "
         "the same "
-        "as the documents alone. Not with `position: absolute`.");
+        "as the documents alone. The first token of a document is then never predicted, so that `levin "
+        "generate` needs "
+        "a prompt. Not with `position: absolute`.");
     KEY(data, prefetch, integer, {0, 1024}, "Micro-batches read ahead by a thread. 0: read when needed.");
 }
 

@@ -31,7 +31,8 @@ void add_train(CLI::App& tokenizer) {
     TokenizerTrainOptions& train = options->train;
     CLI::App* app = tokenizer.add_subcommand("train", "Train a SentencePiece tokenizer on text files");
     app->footer(
-        "Writes NAME.model. Text is not normalised: decoding gives back what was encoded.\n\n"
+        "Writes NAME.model. Text is not normalised: decoding gives back what was encoded,\n"
+        "but for U+2581, which is SentencePiece's own mark for a space and comes back as one.\n\n"
         "Example: levin tokenizer train --input books/*.txt --vocab-size 8000 --output runs/data/books");
     app->add_option("--input", train.corpus.inputs, "Text files: .txt or .jsonl, also .gz or .zst")
         ->required();
