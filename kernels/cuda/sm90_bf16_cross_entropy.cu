@@ -4,6 +4,7 @@
 #include <cooperative_groups.h>
 
 #include "kernels/cuda/cross_entropy.cuh"
+#include "kernels/cuda/dependent_launch.cuh"
 #include "kernels/cuda/sm90_bf16_cross_entropy.h"
 
 namespace levin::kernels::cuda {
@@ -110,17 +111,12 @@ void sm90_bf16_cross_entropy(cudaStream_t stream, const CrossEntropy& args) {
     const int64_t vectors = args.stride / kWidth;
     unsigned blocks = 1;
     while (blocks * kHeld * kThreads < vectors) blocks *= 2;
-    cudaLaunchAttribute cluster{};
-    cluster.id = cudaLaunchAttributeClusterDimension;
-    cluster.val.clusterDim = {.x = blocks, .y = 1, .z = 1};
-    cudaLaunchConfig_t config{};
-    config.gridDim = dim3(static_cast<unsigned>(args.rows) * blocks);
-    config.blockDim = dim3(kThreads);
-    config.stream = stream;
-    config.attrs = &cluster;
-    config.numAttrs = 1;
-    LEVIN_CUDA_CHECK(cudaLaunchKernelEx(&config, row_in_registers_kernel, args,
-                                        static_cast<int>(ceil_div(vectors, blocks))));
+    launch_dependent(stream,
+                     {.grid = dim3(static_cast<unsigned>(args.rows) * blocks),
+                      .threads = kThreads,
+                      .shared = 0,
+                      .cluster = blocks},
+                     row_in_registers_kernel, args, static_cast<int>(ceil_div(vectors, blocks)));
 }
 
 }  // namespace levin::kernels::cuda
