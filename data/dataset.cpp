@@ -121,28 +121,30 @@ Dataset::Dataset(const std::vector<std::string>& specs, const Dataset* beside) {
     check_tokenizers(beside);
 }
 
+const TokenSource* Dataset::described() const {
+    for (const TokenStream& stream : streams_)
+        for (const auto& source : stream.sources())
+            if (source->info()) return source.get();
+    return nullptr;
+}
+
 // The same ids mean other text under another tokenizer: a model trained on both learns nothing of either.
 void Dataset::check_tokenizers(const Dataset* beside) const {
-    const TokenSource* first = nullptr;
-    std::string tokenizer;
-    for (const Dataset* data : {beside, this}) {
-        if (!data) continue;
-        for (const TokenStream& stream : data->streams_) {
-            for (const auto& source : stream.sources()) {
-                if (!source->info()) continue;
-                const std::string own = tokenizer_of(*source);
-                if (!first) {
-                    first = source.get();
-                    tokenizer = own;
-                }
-                LEVIN_REQUIRE(
-                    own == tokenizer, source->name(),
-                    "was made with another tokenizer ({}) than {} ({}), and one model reads both; build "
-                    "one of them again with the other's tokenizer",
-                    own, first->name(), tokenizer);
-            }
+    // All that is beside has been found to have one tokenizer: one source stands for it.
+    const TokenSource* first = beside ? beside->described() : nullptr;
+    if (!first) first = described();
+    if (!first) return;
+    const std::string tokenizer = tokenizer_of(*first);
+    for (const TokenStream& stream : streams_)
+        for (const auto& source : stream.sources()) {
+            if (!source->info() || source.get() == first) continue;
+            const std::string own = tokenizer_of(*source);
+            LEVIN_REQUIRE(
+                own == tokenizer, source->name(),
+                "was made with another tokenizer ({}) than {} ({}), and one model reads both; build "
+                "one of them again with the other's tokenizer",
+                own, first->name(), tokenizer);
         }
-    }
 }
 
 int64_t Dataset::num_tokens() const {

@@ -56,6 +56,8 @@ public:
     uint64_t fingerprint() const;
 
 private:
+    // The first source with a description, or nullptr.
+    const TokenSource* described() const;
     void check_tokenizers(const Dataset* beside) const;
 
     std::vector<TokenStream> streams_;

@@ -103,10 +103,7 @@ void Decoder::set_position(int64_t position) {
 void Decoder::set_tokens(std::span<const int32_t> ids) {
     LEVIN_CHECK(static_cast<int64_t>(ids.size()) == batch_, "decode", "{} tokens for {} sequences",
                 ids.size(), batch_);
-    for (const int32_t id : ids)
-        LEVIN_REQUIRE(id >= 0 && id < config_.vocab_size, "generate",
-                      "token id {} is outside the model's vocabulary of {}: is this the model's tokenizer?",
-                      id, config_.vocab_size);
+    check_tokens(model_, ids);
     ids_.copy_from(upload({batch_}, DType::i32, ids.data(), ids.size(), model_.device()));
 }
 
@@ -126,8 +123,8 @@ void Decoder::queue_step() {
     base.eps = config_.norm_epsilon();
     base.workspace = workspace_.data();
 
-    // A residual sum by the product itself costs least where the norm is a kernel of its own; where it is
-    // part of the next product, the sum is too.
+    // One row is summed where the next product prepares its input; several cost least where the product that
+    // makes the branch adds it to the stream.
     const bool add = batch_ > 1;
     // The residual stream: at first the tokens' embeddings, then h_[current], to which a branch may have to
     // be added.

@@ -289,4 +289,11 @@ DecodeState LanguageModel::new_state() const {
     return state;
 }
 
+void check_tokens(const LanguageModel& model, std::span<const int32_t> ids) {
+    for (const int32_t id : ids)
+        LEVIN_REQUIRE(id >= 0 && id < model.config().vocab_size, "generate",
+                      "token id {} is outside the model's vocabulary of {}: is this the model's tokenizer?",
+                      id, model.config().vocab_size);
+}
+
 }  // namespace levin

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -134,5 +135,8 @@ private:
     Recomputation recomputation_ = Recomputation::none;
     int64_t slice_tokens_ = 0;
 };
+
+// Throws Error(input) when an id is none of the model's.
+void check_tokens(const LanguageModel& model, std::span<const int32_t> ids);
 
 }  // namespace levin

@@ -49,13 +49,6 @@ int32_t sample_token(std::span<const double> logits, const SamplingOptions& opti
     return order[kept - 1];
 }
 
-void check_tokens(const LanguageModel& model, std::span<const int32_t> ids) {
-    for (const int32_t id : ids)
-        LEVIN_REQUIRE(id >= 0 && id < model.config().vocab_size, "generate",
-                      "token id {} is outside the model's vocabulary of {}: is this the model's tokenizer?",
-                      id, model.config().vocab_size);
-}
-
 Tensor feed(const LanguageModel& model, DecodeState& state, std::span<const int32_t> ids) {
     NoGradient off;
     check_tokens(model, ids);

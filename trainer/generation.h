@@ -25,9 +25,6 @@ struct SamplingOptions {
 // lower id.
 int32_t sample_token(std::span<const double> logits, const SamplingOptions& options, double uniform);
 
-// Throws Error(input) when an id is none of the model's.
-void check_tokens(const LanguageModel& model, std::span<const int32_t> ids);
-
 // Runs `prompt` (at least one token), then samples. on_token(id) returns false to end. Returns what was
 // generated. The token at place i depends on (seed, i) and the logits only.
 std::vector<int32_t> generate(const LanguageModel& model, std::span<const int32_t> prompt,

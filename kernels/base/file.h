@@ -69,6 +69,7 @@ private:
 
 // The whole file. Throws Error(input) when it is missing or larger than `limit`.
 std::string read_text_file(const std::string& path, uint64_t limit = 256u << 20);
+
 // Keeps other processes out of a folder, as far as they ask: one at a time holds its lock. The kernel gives
 // it back when the process ends, however it ends, and no file tells of it. Where a file system has no such
 // locks (NFS) everybody holds it.

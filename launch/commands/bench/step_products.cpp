@@ -4,10 +4,9 @@
 
 #include <algorithm>
 #include <map>
-#include <memory>
 #include <tuple>
 
-#include "kernels/stream_event.h"
+#include "launch/commands/bench/turns.h"
 
 namespace levin::bench {
 
@@ -130,17 +129,13 @@ Table StepProducts::table() const {
         double ms = 0;
     };
     std::map<decltype(key_of(kernels::Gemm{})), Kind> kinds;
-    std::vector<std::unique_ptr<kernels::StreamEvent>> marks;
-    const auto mark = [&] {
-        marks.push_back(std::make_unique<kernels::StreamEvent>(device_));
-        marks.back()->record(a_.stream());
-    };
     run();
-    mark();
-    for (const kernels::Gemm& g : products_) {
-        kernels::gemm(a_.stream(), g);
-        mark();
-    }
+    const Marks marks = run_marked(a_.stream(), [this](const auto& mark) {
+        for (const kernels::Gemm& g : products_) {
+            kernels::gemm(a_.stream(), g);
+            mark();
+        }
+    });
     for (size_t i = 0; i < products_.size(); ++i) {
         Kind& kind = kinds[key_of(products_[i])];
         kind.product = products_[i];

@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 
 #include "kernels/base/error.h"
-#include "kernels/stream_event.h"
 
 namespace levin::bench {
 
@@ -13,8 +11,9 @@ namespace {
 
 constexpr double kUncountedMs = 300, kCountedMs = 700;
 
-// A point in time before a run, and one behind each part.
-using Marks = std::vector<std::unique_ptr<kernels::StreamEvent>>;
+double total_ms(const Marks& marks) { return marks.back()->ms_since(*marks.front()); }
+
+}  // namespace
 
 Marks run_marked(const Stream& stream, const Load& load) {
     Marks marks;
@@ -26,10 +25,6 @@ Marks run_marked(const Stream& stream, const Load& load) {
     load(mark);
     return marks;
 }
-
-double total_ms(const Marks& marks) { return marks.back()->ms_since(*marks.front()); }
-
-}  // namespace
 
 Spread spread_of(std::vector<double> values) {
     LEVIN_CHECK(!values.empty(), "bench", "no values to take the median of");

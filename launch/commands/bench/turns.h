@@ -2,9 +2,10 @@
 #pragma once
 
 #include <functional>
+#include <memory>
 #include <vector>
 
-#include "kernels/base/stream.h"
+#include "kernels/stream_event.h"
 
 namespace levin::bench {
 
@@ -16,6 +17,10 @@ Spread spread_of(std::vector<double> values);
 
 // Queues its work once, and calls `mark` behind each part of it, at its end too.
 using Load = std::function<void(const std::function<void()>& mark)>;
+
+// A point in time before a run, and one behind each part.
+using Marks = std::vector<std::unique_ptr<kernels::StreamEvent>>;
+Marks run_marked(const Stream& stream, const Load& load);
 
 // Of one load, in ms.
 struct LoadTimes {
